@@ -1,0 +1,46 @@
+# Every command a developer or CI types. A fresh machine needs Python 3.10+ with venv, and a package registry.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+REMOTE ?= local
+
+.PHONY: demo test lint bench crash clean
+
+$(BIN)/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+# One stamp per set of extras: reinstalled when pyproject.toml changes.
+$(VENV)/.demo: pyproject.toml | $(BIN)/uv
+	$(UV) -e ".[demo,cloud]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/uv
+	$(UV) -e ".[test]"
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(BIN)/uv
+	$(UV) -e ".[bench]"
+	@touch $@ $(VENV)/.test $(VENV)/.demo
+
+demo: $(VENV)/.demo  ## train, kill -9, resume by name elsewhere, pull, verify. REMOTE=local|s3|gcs
+	$(BIN)/python examples/demo.py --remote $(REMOTE)
+
+test: $(VENV)/.test lint  ## everything, against real servers on loopback
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(VENV)/.bench  ## figures into benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+crash: $(VENV)/.test  ## the long fault runs
+	$(BIN)/python -m pytest -m crash --timeout 0
+
+clean:
+	rm -rf $(VENV) .demo .cloud build dist

@@ -1,0 +1,1 @@
+"""What the world tells the process: scheduler, grace period, signals."""

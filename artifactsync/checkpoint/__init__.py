@@ -1,0 +1,1 @@
+"""Torch begins here: snapshot, write, load and resume training state."""

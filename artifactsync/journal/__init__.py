@@ -1,0 +1,1 @@
+"""What happened to a run: numbered records, claim, commit, catalogue. Knows no torch."""

@@ -1,0 +1,1 @@
+"""Where metrics and text go: files, the console, experiment trackers."""

@@ -1,0 +1,1 @@
+"""What things are called: run names, path templates, and the only builder of object keys (``layout``)."""

@@ -1,0 +1,1 @@
+"""Shipped to users: the store contract suite, fault injection and a fake clock."""

@@ -1,0 +1,1 @@
+"""The training core: Trainer, State, Time, Event, Callback and the callbacks."""

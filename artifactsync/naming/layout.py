@@ -9,6 +9,7 @@ from the remote becomes a local path through :func:`safe_local_path` alone.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -156,6 +157,6 @@ def _why_unsafe_part(part: str) -> str:
         return f"has a {part!r} part"
     if len(part.encode("utf-8", "surrogatepass")) > _MAX_PART_BYTES:
         return "has a part longer than 255 bytes"
-    if _WINDOWS_RESERVED.match(part) or part.endswith((".", " ")):
+    if os.name == "nt" and (_WINDOWS_RESERVED.match(part) or part.endswith((".", " "))):
         return f"has the part {part!r}, which is no file name on Windows"
     return ""

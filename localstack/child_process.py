@@ -1,0 +1,168 @@
+"""One server as a child process: a free port to listen on, a wait until it is ready, a sure end.
+
+Owns: ports, the process and its group, the log file, the leash that ends a server with the process that
+started it. Does not own: which server it is and what it is asked (``servers``).
+
+Invariant: whatever was started here listens on loopback alone, and is gone after ``stop``; on Linux it is gone
+too when the starting process is killed with ``kill -9``, unless it was started to outlive it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+HOST = "127.0.0.1"
+_POLL_S = 0.02
+_STOP_S = 5.0
+_LOG_TAIL_LINES = 12
+
+# Run in the child before the server itself: asks Linux to kill this process when its parent dies, then becomes the
+# server. A small program instead of preexec_fn, which may deadlock in a parent with threads. The parent may have died
+# before prctl was called, hence the look at getppid.
+_LEASH = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the starting process is gone")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServerError(RuntimeError):
+    """A server could not be installed, started or asked; the message is one line for a user."""
+
+
+class PortTakenError(ServerError):
+    """The server ended at once: most likely somebody took its port between the search and the start."""
+
+
+def free_ports(count: int, *, offset: int = 0) -> list[int]:
+    """Return ports of loopback on which nobody listens.
+
+    They lie below the range from which the kernel gives ports to outgoing connections, so that none is taken
+    by chance between this call and the server's start.
+
+    Args:
+        count: How many.
+        offset: Each port plus this one is free too (SeaweedFS puts gRPC at +10000).
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randint(12_000, 21_900)  # noqa: S311 - a free port is no secret
+        if port not in found and is_free(port) and (not offset or is_free(port + offset)):
+            found.append(port)
+    return found
+
+
+def is_free(port: int) -> bool:
+    """Say whether a server may listen on the port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+class ChildProcess:
+    """A running server process in its own session.
+
+    Args:
+        command: Program and arguments.
+        log: File that takes its standard output and error.
+        environment: All of its environment variables.
+        outlives_parent: Whether it goes on when this process ends (the cloud's ``up``). Otherwise it must be
+            started by a thread that lives as long as the process: Linux ties the leash to the thread.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str], outlives_parent: bool = False
+    ) -> None:
+        self._name = os.path.basename(command[0])  # noqa: PTH119 - a str in, a str out
+        self._log = log
+        leash = [] if outlives_parent else [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid())]
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*leash, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                cwd=log.parent,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process id, also the id of its process group."""
+        return self._process.pid
+
+    def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float) -> None:
+        """Wait until ``is_ready`` says True; connection errors mean not yet.
+
+        Raises:
+            PortTakenError: The process ended instead.
+            ServerError: It did not get ready in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise PortTakenError(f"{self._name} ended with code {self._process.returncode}: {self._log_tail()}")
+            with contextlib.suppress(OSError):
+                if is_ready():
+                    return
+            time.sleep(_POLL_S)
+        raise ServerError(f"{self._name} was not ready after {timeout_s:.0f} s: {self._log_tail()}")
+
+    def stop(self) -> None:
+        """End the process and its group: asked first, killed after some seconds. Idempotent."""
+        stop_group(self._process.pid, wait=self._wait)
+
+    def kill(self) -> None:
+        """End the process group at once, as a power cut would."""
+        _signal_group(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _wait(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _log_tail(self) -> str:
+        lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
+        return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip()) or "it wrote no log"
+
+
+def stop_group(pid: int, *, wait: Callable[[float], bool]) -> None:
+    """Send TERM to a process group, and KILL to what is left of it after some seconds.
+
+    Args:
+        pid: The group's leader.
+        wait: Waits so many seconds for the leader's end and says whether it came.
+    """
+    if not wait(0):
+        _signal_group(pid, signal.SIGTERM)
+        wait(_STOP_S)
+    _signal_group(pid, signal.SIGKILL)
+    wait(_STOP_S)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)

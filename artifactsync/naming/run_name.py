@@ -15,6 +15,7 @@ import re
 import threading
 import time
 import unicodedata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ConfigurationError, RunNameError, redact
@@ -46,9 +47,6 @@ def generate_run_name() -> str:
 
     Returns:
         A valid run name.
-
-    Raises:
-        RunNameError: a word list given to coolname through ``COOLNAME_DATA_DIR`` has words that no name may have.
     """
     slug: str = _slug_generator().generate_slug(2)
     return validate_run_name(f"{int(time.time())}-{slug}")
@@ -112,22 +110,15 @@ def _slug_generator() -> Any:
         if _generator is None:
             state = random.getstate()
             try:
-                from coolname import RandomGenerator  # noqa: PLC0415  (importing it reads its word lists: 10 ms)
+                import coolname  # noqa: PLC0415  (importing it reads its word lists: 10 ms)
                 from coolname.loader import load_config  # noqa: PLC0415
 
-                config = load_config(_word_list_folder())
+                config = load_config(str(Path(coolname.__file__).parent / "data"))
                 config["all"]["__nocheck"] = True  # as coolname's own default generator: its lists need no trial draws
-                _generator = RandomGenerator(config, random.SystemRandom())
+                _generator = coolname.RandomGenerator(config, random.SystemRandom())
             finally:
                 random.setstate(state)
     return _generator
-
-
-def _word_list_folder() -> str:
-    """The word lists coolname itself would use."""
-    import coolname  # noqa: PLC0415  (see above)
-
-    return os.environ.get("COOLNAME_DATA_DIR") or os.path.join(os.path.dirname(coolname.__file__), "data")  # noqa: PTH118, PTH120  (a str is what coolname takes)
 
 
 def _is_one_of_many(environ: Mapping[str, str]) -> bool:

@@ -9,12 +9,13 @@ attribute, index or conversion is ever evaluated, and no template can ask for an
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import re
 import string
 from datetime import timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 from artifactsync.errors import TemplateError, UnsafeKeyError
 from artifactsync.naming.layout import HOUSE_FOLDER, check_relative, fold_case
@@ -50,7 +51,6 @@ PLACEHOLDERS: Mapping[str, str] = MappingProxyType(
 MAX_FIELD_CHARS = 255
 """Widest width or precision of a format spec: NAME_MAX of the common file systems."""
 
-_RUN_FOLDER = "{run_name}/"
 # Python's format specification mini-language: docs.python.org/3/library/string.html#format-specification-mini-language
 _SPEC = re.compile(r"(?s)(?:.?[<>=^])?[-+ ]?z?#?0?(?P<width>\d*)[,_]?(?:\.(?P<precision>\d+))?[a-zA-Z%]?")
 _SPEC_HINT = "for example {batch:06d} or {total_wct:.1f}"
@@ -85,7 +85,7 @@ def format_name(template: str, *, run_name: str, **placeholders: object) -> str:
         literal if name is None else literal + _fill(template, name, spec, values)
         for literal, name, spec in _parse(template)
     )
-    if template.startswith(_RUN_FOLDER) and ".." in re.split(r"[/\\]", text):
+    if text.startswith(f"{run_name}/") and ".." in re.split(r"[/\\]", text):
         raise TemplateError(
             f"the template {_quoted(template)} gives {_quoted(text)}, which leaves the run's folder",
             hint="leave out the '..' part",
@@ -137,24 +137,21 @@ def _parse(template: str) -> list[tuple[str, str | None, str]]:
                 hint=f"use {{{name}}}, with a format spec after ':' where needed",
             )
         if spec and ("{" in spec or "}" in spec):
-            raise TemplateError(
-                f"the format of {{{name}}} in {_quoted(template)} has braces", hint=r"use a fixed width"
-            )
+            raise TemplateError(f"the format of {{{name}}} in {_quoted(template)} has braces", hint="use a fixed width")
     return [(literal, name, spec or "") for literal, name, spec, _ in parsed]
 
 
 def _unknown(template: str, name: str) -> TemplateError:
     if not name or name.isdigit():
         return TemplateError(f"the template {_quoted(template)} has a placeholder without a name", hint=_known(name))
+    shown = "{" + _quoted(name)[1:-1] + "}"
     stem = re.split(r"[.\[]", name, maxsplit=1)[0]
     if stem in PLACEHOLDERS:
         return TemplateError(
-            f"{{{_quoted(name)[1:-1]}}} in the template {_quoted(template)}: only whole placeholders are filled in, no attributes or items",
+            f"the template {_quoted(template)} has {shown}, but attributes and items are never looked up",
             hint=f"use {{{stem}}}",
         )
-    return TemplateError(
-        f"the template {_quoted(template)} has the unknown placeholder {{{_quoted(name)[1:-1]}}}", hint=_known(name)
-    )
+    return TemplateError(f"the template {_quoted(template)} has the unknown placeholder {shown}", hint=_known(name))
 
 
 def _known(name: str) -> str:
@@ -175,23 +172,16 @@ def _fill(template: str, name: str, spec: str, values: Mapping[str, object]) -> 
             hint=f"{{{name}}} is {PLACEHOLDERS[name]}; leave it out, or give it",
         )
     match = _SPEC.fullmatch(spec)
+    what = f"the format {_quoted(spec)} of {{{name}}} in {_quoted(template)}"
     if match is None:
-        raise TemplateError(
-            f"the format {_quoted(spec)} of {{{name}}} in {_quoted(template)} is not valid", hint=_SPEC_HINT
-        )
+        raise TemplateError(f"{what} is not valid", hint=_SPEC_HINT)
     for digits in (match["width"], match["precision"] or ""):
-        if len(digits) >= _MAX_DIGITS or int(digits or 0) > MAX_FIELD_CHARS:
-            raise TemplateError(
-                f"the format {_quoted(spec)} of {{{name}}} in {_quoted(template)} is wider than {MAX_FIELD_CHARS} characters",
-                hint=_SPEC_HINT,
-            )
+        if len(digits) > _MAX_DIGITS or int(digits or 0) > MAX_FIELD_CHARS:
+            raise TemplateError(f"{what} is wider than {MAX_FIELD_CHARS} characters", hint=_SPEC_HINT)
     try:
         return format(_plain(value), spec)
     except (ValueError, TypeError, OverflowError) as error:
-        raise TemplateError(
-            f"the format {_quoted(spec)} of {{{name}}} in {_quoted(template)} does not fit its value: {error}",
-            hint=_SPEC_HINT,
-        ) from error
+        raise TemplateError(f"{what} does not fit its value: {error}", hint=_SPEC_HINT) from error
 
 
 def _quoted(text: str) -> str:
@@ -205,7 +195,8 @@ def _plain(value: object) -> str | int | float:
         return str(value)
     if isinstance(value, timedelta):
         return value.total_seconds()
-    try:
-        return operator.index(value)  # type: ignore[arg-type]  # raises TypeError where it is none
-    except TypeError:
-        return float(value)  # type: ignore[arg-type]  # raises TypeError where it is none
+    with contextlib.suppress(TypeError):  # a float tensor has __index__ too, and raises
+        return operator.index(value)  # type: ignore[arg-type]  # that is the question asked
+    if isinstance(value, SupportsFloat):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} is neither a number nor a string")

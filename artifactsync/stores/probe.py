@@ -1,0 +1,92 @@
+"""Finding out what a store really does, by doing it.
+
+Owns: the test for a true put-if-absent. Does not own: what follows from it (``journal`` refuses a store without one).
+
+Invariant: nothing is believed from a scheme, a name or a status code alone: the bytes are read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import (
+    AlreadyExistsError,
+    ArtifactSyncError,
+    DiskFullError,
+    ObjectNotFoundError,
+    StoreError,
+    TransientStoreError,
+    UnknownOutcomeError,
+)
+from artifactsync.stores.protocol import Capabilities
+
+if TYPE_CHECKING:
+    from artifactsync.stores.protocol import Store
+
+_TRIES = 3  # of each write while its answers get lost
+
+
+def probe(store: Store, key: str) -> Capabilities:
+    """Write ``key``, try to create it again with other bytes, read it back, delete it.
+
+    Args:
+        store: The store in question.
+        key: A scratch key that nobody else uses (``RunLayout.probe``).
+
+    Raises:
+        AccessError, BucketNotFoundError, TransientStoreError: the store could not be asked.
+    """
+    first, second = (f"artifactsync probe {uuid.uuid4().hex}\n".encode() for _ in range(2))
+    try:
+        return Capabilities(put_if_absent=not (reason := _find_fault(store, key, first, second)), reason=reason)
+    finally:
+        with contextlib.suppress(ArtifactSyncError):  # a leftover scratch object harms nobody
+            store.delete([key])
+
+
+def _find_fault(store: Store, key: str, first: bytes, second: bytes) -> str:
+    """Say what is wrong with ``put_if_absent``; nothing if it is right."""
+    try:
+        _create(store, key, first)
+    except (TransientStoreError, DiskFullError):
+        raise
+    except StoreError as error:
+        return f"a create-only write of a new key failed: {error.message}"
+    if _read(store, key) != first:
+        return "a create-only write of a new key was answered with success, but its bytes are not there"
+    try:
+        was_refused = not _create(store, key, second)
+    except (TransientStoreError, DiskFullError):
+        raise
+    except StoreError as error:
+        return f"a create-only write of an existing key was answered strangely: {error.message}"
+    now = _read(store, key)
+    if now == first and was_refused:
+        return ""
+    answered = "refused" if was_refused else "answered with success"
+    kept = "the first bytes were kept" if now == first else "the first bytes were overwritten"
+    return f"a create-only write (If-None-Match: * or its like) of an existing key was {answered}, and {kept}"
+
+
+def _create(store: Store, key: str, data: bytes) -> bool:
+    """Whether ``put_if_absent`` succeeded; a lost answer is asked for again."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            store.put_if_absent(key, data)
+        except AlreadyExistsError:  # noqa: PERF203 each try may fail by itself
+            return _read(store, key) == data  # an earlier, lost answer may have been a success
+        except UnknownOutcomeError:
+            if not tries_left:
+                raise
+        else:
+            return True
+    raise AssertionError  # the last try raises or returns
+
+
+def _read(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key)
+    except ObjectNotFoundError:
+        return None

@@ -24,6 +24,7 @@ SEQ_DIGITS = 20
 """Digits of a journal record's number: wide enough for any int64, so that key order is number order."""
 
 _WINDOWS_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$")
+_WINDOWS_SIGNS = frozenset('<>:"|?*')  # and "x:y" would be a stream of the file x
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, format, surrogate, separators
 _MAX_PART_BYTES = 255  # NAME_MAX of ext4, xfs, apfs and ntfs alike
 
@@ -87,7 +88,7 @@ class RunLayout:
 
     def path_of(self, key: str) -> str | None:
         """The path below the run's folder of an artifact's key; None for keys of the house and of other runs."""
-        if not key.startswith(self.root) or key.startswith(self.house):
+        if not key.startswith(self.root) or f"{key}/".startswith(self.house):
             return None
         return key[len(self.root) :] or None
 
@@ -136,7 +137,7 @@ def fold_case(path: str) -> str:
 def _why_unsafe(path: str) -> str:
     """Say why ``path`` is refused, or nothing if it is fine."""
     parts = path.split("/")
-    if parts[0] == HOUSE_FOLDER:
+    if fold_case(parts[0]) == HOUSE_FOLDER:  # case folded: some file systems would take .ArtifactSync/ for it
         return f"lies in {HOUSE_FOLDER}/, which belongs to the journal"
     for is_bad, reason in (
         (not path, "is empty"),
@@ -157,6 +158,6 @@ def _why_unsafe_part(part: str) -> str:
         return f"has a {part!r} part"
     if len(part.encode("utf-8", "surrogatepass")) > _MAX_PART_BYTES:
         return "has a part longer than 255 bytes"
-    if os.name == "nt" and (_WINDOWS_RESERVED.match(part) or part.endswith((".", " "))):
+    if os.name == "nt" and (_WINDOWS_RESERVED.match(part) or part.endswith((".", " ")) or set(part) & _WINDOWS_SIGNS):
         return f"has the part {part!r}, which is no file name on Windows"
     return ""

@@ -1,7 +1,93 @@
-"""Every checkpoint and log of a training run, in your own bucket under its run name."""
+"""Every checkpoint and log of a training run, in your own bucket under its run name.
+
+Names load on first touch: ``import artifactsync`` loads neither torch nor any cloud's library.
+"""
 
 from __future__ import annotations
 
-from artifactsync._version import __version__
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__"]
+from artifactsync._version import __version__
+from artifactsync.errors import ArtifactSyncError
+
+if TYPE_CHECKING:
+    from artifactsync.checkpoint import Resumed
+    from artifactsync.loggers import ConsoleLogger, FileLogger
+    from artifactsync.naming import format_name, generate_run_name
+    from artifactsync.run import Checkpoint, PendingCheckpoint, Run, list_runs
+    from artifactsync.training import Callback, CheckpointSaver, Event, State, Time, Timestamp, Trainer
+    from artifactsync.transfer.remote_uploader_downloader import ObjectStoreLogger, RemoteUploaderDownloader
+    from artifactsync.transfer.upload import Upload, UploadStatus
+
+__all__ = [
+    "ArtifactSyncError",
+    "Callback",
+    "Checkpoint",
+    "CheckpointSaver",
+    "ConsoleLogger",
+    "Event",
+    "FileLogger",
+    "ObjectStoreLogger",
+    "PendingCheckpoint",
+    "RemoteUploaderDownloader",
+    "Resumed",
+    "Run",
+    "State",
+    "Time",
+    "Timestamp",
+    "Trainer",
+    "Upload",
+    "UploadStatus",
+    "__version__",
+    "format_name",
+    "generate_run_name",
+    "list_runs",
+]
+
+_HOMES = {
+    "Callback": "training",
+    "Checkpoint": "run",
+    "CheckpointSaver": "training",
+    "ConsoleLogger": "loggers",
+    "Event": "training",
+    "FileLogger": "loggers",
+    "ObjectStoreLogger": "transfer.remote_uploader_downloader",
+    "PendingCheckpoint": "run",
+    "RemoteUploaderDownloader": "transfer.remote_uploader_downloader",
+    "Resumed": "checkpoint",
+    "Run": "run",
+    "State": "training",
+    "Time": "training",
+    "Timestamp": "training",
+    "Trainer": "training",
+    "Upload": "transfer.upload",
+    "UploadStatus": "transfer.upload",
+    "format_name": "naming",
+    "generate_run_name": "naming",
+    "list_runs": "run",
+}
+_NEED_TORCH = frozenset({"checkpoint", "training", "loggers"})
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{home}")
+    except ModuleNotFoundError as error:
+        if home in _NEED_TORCH and (error.name or "").partition(".")[0] in {"torch", "numpy"}:
+            from artifactsync.errors import MissingPackageError  # noqa: PLC0415 - rare
+
+            raise MissingPackageError(
+                f"artifactsync.{name} needs torch, which is not installed",
+                hint="pip install 'artifactsync[torch]'",
+            ) from error
+        raise
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,176 @@
+"""One attempt: the writer's side of a run's journal, from its claim to its finish.
+
+Owns: the claim, and the rule that a later attempt ends this one. Does not own: uploads (``publication``).
+
+Invariant: after ``claim`` returns, no record of an earlier attempt can be appended any more, because the claim took
+the slot that an earlier attempt's next record would need.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from artifactsync.errors import RunFencedError, RunIsLiveError
+from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, commit_body
+from artifactsync.journal.heartbeat import is_alive
+from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, fenced
+from artifactsync.journal.record import Kind, Record
+from artifactsync.journal.writer import WriterIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+FinishState = Literal["completed", "preempted", "failed"]
+
+_MAX_CLAIM_RACES = 100  # each lost race is another writer's progress; more than this is a loop of takeovers
+
+
+class Attempt:
+    """The right to write a run's journal. Thread-safe; made by :func:`claim`."""
+
+    def __init__(self, log: JournalLog, *, claimed: Slot, catalogue: Catalogue, writer: WriterIdentity) -> None:
+        self._log = log
+        self._head = claimed
+        self._writer = writer
+        self._lock = threading.Lock()
+        self._fenced: RunFencedError | None = None
+        self.number = claimed.record.attempt
+        """Number of the attempt: 1, 2, 3 …"""
+        self.catalogue = catalogue
+        """What the journal says, up to this attempt's newest record."""
+
+    @property
+    def writer(self) -> WriterIdentity:
+        """Who writes."""
+        return self._writer
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the finish record is written."""
+        return self._head.record.kind is Kind.FINISH
+
+    def use(self, log: JournalLog) -> None:
+        """Append through another view of the same journal from now on: a more patient one."""
+        self._log = log
+
+    def check(self) -> None:
+        """Do nothing while this attempt owns the run.
+
+        Raises:
+            RunFencedError: a later attempt was met; it stays so.
+        """
+        if self._fenced:
+            raise self._fenced
+
+    def commit(
+        self,
+        *,
+        name: str,
+        step: int,
+        epoch: int,
+        batch: int,
+        metrics: Mapping[str, float],
+        files: Sequence[CheckpointFile],
+    ) -> Checkpoint:
+        """Make a checkpoint visible; every file must be durable already.
+
+        Raises:
+            RunFencedError: a later attempt owns the run; nothing became visible.
+        """
+        with self._lock:
+            body = commit_body(name=name, step=step, epoch=epoch, batch=batch, metrics=metrics, files=files)
+            return self._checkpoint(self._append(Kind.COMMIT, body))
+
+    def finish(self, state: FinishState) -> None:
+        """Say how the attempt ended. Nothing may be committed afterwards.
+
+        Raises:
+            RunFencedError: a later attempt owns the run.
+        """
+        with self._lock:
+            self._append(Kind.FINISH, {"state": state})
+
+    def _append(self, kind: Kind, body: dict[str, Any]) -> Record:
+        while True:
+            self.check()
+            draft = self._draft(kind, body)
+            try:
+                slot = self._log.append(
+                    self._head, kind=kind, attempt=self.number, writer=self._writer, body=body, totals=draft.totals()
+                )
+            except SlotTakenError as error:
+                slot = error.slot
+            if slot.record.attempt != self.number:
+                self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
+                raise self._fenced
+            # Ours: just written, or by an earlier try of which no answer ever came.
+            self._head = slot
+            if slot.record.kind is Kind.COMMIT:
+                self.catalogue = self.catalogue.with_commit(self._checkpoint(slot.record))
+            if (slot.record.kind, slot.record.body) == (kind, body):
+                return slot.record
+
+    def _draft(self, kind: Kind, body: dict[str, Any]) -> Catalogue:
+        """The catalogue as it will be with this record."""
+        if kind is not Kind.COMMIT:
+            return self.catalogue
+        record = replace(self._head.record, kind=kind, body=body, seq=self._head.record.seq + 1, attempt=self.number)
+        return self.catalogue.with_commit(self._checkpoint(record))
+
+    def _checkpoint(self, record: Record) -> Checkpoint:
+        return Checkpoint.from_record(record, run_name=self._log.layout.run_name, url=self._log.store.url)
+
+
+def claim(log: JournalLog, *, writer: WriterIdentity, takeover: bool = False) -> Attempt:
+    """Begin a new attempt of a run; from then on no earlier attempt can write its journal.
+
+    Args:
+        log: The run's journal.
+        writer: Who claims.
+        takeover: Claim even if the present owner is alive.
+
+    Raises:
+        RunIsLiveError: the run has an owner that is alive, or another claim of this moment won; names the owner.
+    """
+    head = log.find_head()
+    slots = list(log.read_all(up_to=head.record.seq)) if head else []
+    for _ in range(_MAX_CLAIM_RACES):
+        catalogue = Catalogue.from_records(
+            (slot.record for slot in slots), run_name=log.layout.run_name, url=f"{log.store.url}/{log.layout.journal}"
+        )
+        owner = next((slot.record for slot in reversed(slots) if slot.record.kind is Kind.CLAIM), None)
+        if owner and not catalogue.finished and not takeover:
+            identity = WriterIdentity.from_json(owner.writer)
+            if is_alive(log.store, log.layout, attempt=owner.attempt, writer=identity):
+                raise _live(log, owner)
+        try:
+            claimed = log.append(
+                slots[-1] if slots else None,
+                kind=Kind.CLAIM,
+                attempt=catalogue.attempt + 1,
+                writer=writer,
+                body={},
+                totals=catalogue.totals(),
+            )
+        except SlotTakenError as error:
+            slots.append(error.slot)  # a commit of the old owner, or another claim: judge anew with it
+            if error.slot.record.kind is Kind.CLAIM and not takeover:
+                raise _live(log, error.slot.record) from error
+            continue
+        return Attempt(log, claimed=claimed, catalogue=catalogue, writer=writer)
+    raise RunIsLiveError(
+        f"run {log.layout.run_name!r} is being taken over again and again",
+        hint="start one process at a time with this run name",
+        url=log.store.url,
+    )
+
+
+def _live(log: JournalLog, owner: Record) -> RunIsLiveError:
+    who = WriterIdentity.from_json(owner.writer).describe()
+    return RunIsLiveError(
+        f"run {log.layout.run_name!r} is in use by attempt {owner.attempt} ({who}, since {owner.time})",
+        hint="stop that process, choose another run name, or pass takeover=True to fence it off",
+        url=log.store.url,
+    )

@@ -1,0 +1,215 @@
+"""What the records of a run mean together: its checkpoints, its attempts, its state.
+
+Owns: ``Checkpoint`` and the order of checkpoints. Does not own: reading records (``log``).
+
+Invariant: the catalogue is a pure function of the records; ``latest`` is the greatest (attempt, step), never decided
+by time, by name or by what objects happen to exist.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from artifactsync.errors import ConfigurationError, DamagedError
+from artifactsync.journal.record import Kind, Record, decode_metrics, encode_metrics
+from artifactsync.naming.layout import check_relative
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile:
+    """One file of a checkpoint."""
+
+    path: str
+    """Path below the run's folder, locally and for whoever reads it: ``checkpoints/ep1-ba10-rank0.pt``."""
+    key: str
+    """Key below the remote where the bytes lie; differs from the path in later attempts and for shared files."""
+    size: int
+    """Length in bytes."""
+    sha256: str
+    """Hash of the bytes, as ``sha256sum`` prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A committed checkpoint: all its files are on the remote, and it is immutable."""
+
+    name: str
+    """Its name within the run, ``ep1-ba10`` unless given."""
+    step: int
+    """Optimizer steps (batches) done when it was taken."""
+    epoch: int
+    """Epochs done."""
+    batch: int
+    """Batches done."""
+    attempt: int
+    """The attempt that wrote it."""
+    metrics: Mapping[str, float]
+    """Metrics given when it was saved, for ``best``."""
+    files: tuple[CheckpointFile, ...]
+    """Its files, by path."""
+    committed_at: str
+    """Writer's wall-clock time of the commit, ISO 8601. Informs, never decides."""
+    seq: int
+    """Number of its commit record."""
+
+    @property
+    def bytes(self) -> int:
+        """Length of all its files together."""
+        return sum(file.size for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form of ``artifactsync ls RUN --json``."""
+        return {
+            "name": self.name,
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "attempt": self.attempt,
+            "bytes": self.bytes,
+            "committed_at": self.committed_at,
+            "metrics": encode_metrics(dict(self.metrics)),
+            "files": [dict(file.__dict__) for file in self.files],
+        }
+
+    @classmethod
+    def from_record(cls, record: Record, *, run_name: str, url: str) -> Checkpoint:
+        """Read a checkpoint from a commit record, whose contents may be hostile.
+
+        Raises:
+            DamagedError: fields are missing, or a path or key leaves the run's folder.
+        """
+        body = record.body
+        try:
+            return cls(
+                name=str(body["name"]),
+                step=int(body["step"]),
+                epoch=int(body["epoch"]),
+                batch=int(body["batch"]),
+                attempt=record.attempt,
+                metrics=MappingProxyType(decode_metrics(body.get("metrics") or {})),
+                files=tuple(
+                    CheckpointFile(
+                        path=check_relative(file["path"]),
+                        key=f"{run_name}/{check_relative(file['key'])}",
+                        size=int(file["size"]),
+                        sha256=str(file["sha256"]),
+                    )
+                    for file in body["files"]
+                ),
+                committed_at=record.time,
+                seq=record.seq,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(f"commit record {record.seq} is malformed ({error})", url=url) from error
+
+
+def commit_body(
+    *, name: str, step: int, epoch: int, batch: int, metrics: Mapping[str, float], files: Iterable[CheckpointFile]
+) -> dict[str, Any]:
+    """The body of a commit record. Keys are written relative to the run's folder, so that a run can be copied."""
+    return {
+        "name": name,
+        "step": step,
+        "epoch": epoch,
+        "batch": batch,
+        "metrics": encode_metrics(dict(metrics)),
+        "files": [{**file.__dict__, "key": file.key.partition("/")[2]} for file in files],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """All that the journal of a run says, up to one record."""
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """Committed and not retired, in order of commit."""
+    attempt: int = 0
+    """Number of the newest attempt; 0 if nobody ever claimed the run."""
+    finished: str = ""
+    """``completed``, ``preempted`` or ``failed`` if the newest attempt said so."""
+    seq: int = 0
+    """Number of the newest record; 0 if the run has no journal."""
+    last_commit_at: str | None = None
+    """Time of the newest commit."""
+    keys: frozenset[str] = field(default_factory=frozenset)
+    """Every key that any commit ever named: none of them is written again."""
+
+    @classmethod
+    def from_records(cls, records: Iterable[Record], *, run_name: str, url: str) -> Catalogue:
+        """Fold the records, oldest first, into a catalogue."""
+        live: dict[int, Checkpoint] = {}
+        attempt, finished, seq, keys = 0, "", 0, set[str]()
+        last_commit_at: str | None = None
+        for record in records:
+            seq = record.seq
+            if record.kind is Kind.CLAIM:
+                attempt, finished = record.attempt, ""
+            elif record.kind is Kind.FINISH:
+                finished = str(record.body.get("state", ""))
+            elif record.kind is Kind.COMMIT:
+                checkpoint = Checkpoint.from_record(record, run_name=run_name, url=url)
+                live[seq] = checkpoint
+                last_commit_at = record.time
+                keys.update(file.key for file in checkpoint.files)
+            else:
+                for retired in record.body.get("commits", ()):
+                    live.pop(retired, None)
+        return cls(
+            checkpoints=tuple(live.values()),
+            attempt=attempt,
+            finished=finished,
+            seq=seq,
+            last_commit_at=last_commit_at,
+            keys=frozenset(keys),
+        )
+
+    def totals(self) -> dict[str, Any]:
+        """The ``totals`` of the record that this catalogue ends with."""
+        latest = self.latest()
+        sizes = {file.key: file.size for checkpoint in self.checkpoints for file in checkpoint.files}
+        return {
+            "checkpoints": len(self.checkpoints),
+            "bytes": sum(sizes.values()),
+            "latest": latest.seq if latest else None,
+            "last_step": latest.step if latest else None,
+        }
+
+    def with_commit(self, checkpoint: Checkpoint) -> Catalogue:
+        """The catalogue after one more commit."""
+        return replace(
+            self,
+            checkpoints=(*self.checkpoints, checkpoint),
+            seq=checkpoint.seq,
+            last_commit_at=checkpoint.committed_at,
+            keys=self.keys | {file.key for file in checkpoint.files},
+        )
+
+    def newest_first(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints in the order in which a resume tries them."""
+        return tuple(sorted(self.checkpoints, key=lambda c: (c.attempt, c.step, c.seq), reverse=True))
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint that a resume takes."""
+        return next(iter(self.newest_first()), None)
+
+    def named(self, name: str) -> Checkpoint | None:
+        """The newest checkpoint of that name."""
+        return next((c for c in self.newest_first() if c.name == name), None)
+
+    def best(self, metric: str, mode: Literal["min", "max"] = "min") -> Checkpoint | None:
+        """The checkpoint with the smallest or greatest value of ``metric``; NaN never wins, ties go to the newest.
+
+        Raises:
+            ConfigurationError: ``mode`` is neither ``min`` nor ``max``.
+        """
+        if mode not in ("min", "max"):
+            raise ConfigurationError(f"mode {mode!r} is neither 'min' nor 'max'")
+        having = [c for c in self.newest_first() if not math.isnan(c.metrics.get(metric, math.nan))]
+        pick = min if mode == "min" else max
+        return pick(having, key=lambda c: c.metrics[metric]) if having else None

@@ -1,0 +1,209 @@
+"""The journal as a log: find its head, read records, append one.
+
+Owns: the protocol of one append (put-if-absent, read-back, fencing). Does not own: what is appended.
+
+Invariant: records are dense, create-once and never changed. An append succeeds if and only if the slot after the
+last record that this writer knows holds this writer's ``write_id``; every other answer is an error or another try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, DamagedError, ObjectNotFoundError, RunFencedError
+from artifactsync.journal.catalogue import Catalogue
+from artifactsync.journal.record import Kind, Record
+from artifactsync.journal.writer import WriterIdentity
+from artifactsync.naming.layout import RunLayout
+from artifactsync.stores.create_once import create_once
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from artifactsync.stores.protocol import Store
+    from artifactsync.stores.retry import RetryPolicy
+
+_READ_THREADS = 16  # records are below 100 KB: latency, not bandwidth, is what parallel reads hide
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A record and the sha256 of the very bytes it was read from or written as."""
+
+    record: Record
+    sha256: str
+
+
+class SlotTakenError(AlreadyExistsError):
+    """Another writer's record is in the slot; ``slot`` is what lies there."""
+
+    def __init__(self, message: str, *, slot: Slot, url: str | None = None) -> None:
+        super().__init__(message, url=url)
+        self.slot = slot
+
+
+class JournalLog:
+    """The records of one run on one store.
+
+    Args:
+        store: The remote.
+        run_name: A valid run name.
+        policy: How patient an append is while its outcome is unknown.
+    """
+
+    def __init__(self, store: Store, run_name: str, *, policy: RetryPolicy | None = None) -> None:
+        self.store = store
+        self.layout = RunLayout(run_name)
+        self._policy = policy
+
+    def read(self, seq: int) -> Slot | None:
+        """Return record ``seq``, or None if there is none.
+
+        Raises:
+            DamagedError: the object is no record, or the record of another slot.
+            NewerFormatError: written by a newer artifactsync.
+        """
+        key = self.layout.record(seq)
+        try:
+            data = self.store.get(key)
+        except ObjectNotFoundError:
+            return None
+        url = f"{self.store.url}/{key}"
+        record = Record.decode(data, url=url)
+        if record.seq != seq:
+            raise DamagedError(f"the journal record in slot {seq} says that it is number {record.seq}", url=url)
+        return Slot(record, hashlib.sha256(data).hexdigest())
+
+    def find_head(self) -> Slot | None:
+        """Return the newest record, or None if the run has no journal.
+
+        Three requests however long the journal is: the advisory pointer, one listing from there on, the record.
+        Without the pointer, or with one that lies, the listing takes one request for each 1,000 records.
+        """
+        hint = self._read_hint()
+        seqs = self._list_seqs(start_after=self.layout.record(hint - 1) if hint else "")
+        newest = max(seqs, default=0)
+        if newest == 0 and hint:
+            newest = max(self._list_seqs(start_after=""), default=0)
+        return self.read(newest) if newest else None
+
+    def read_all(self, *, up_to: int) -> Iterator[Slot]:
+        """Yield records 1 … ``up_to`` in order, read in parallel, each checked against the one before.
+
+        Raises:
+            DamagedError: a record is missing, or does not follow from the one before.
+        """
+        with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="artifactsync-journal") as pool:
+            previous: Slot | None = None
+            for seq, slot in zip(range(1, up_to + 1), pool.map(self.read, range(1, up_to + 1)), strict=True):
+                url = f"{self.store.url}/{self.layout.record(seq)}"
+                if slot is None:
+                    raise DamagedError(f"journal record {seq} is missing although {up_to} exists", url=url)
+                if slot.record.prev_sha256 != (previous.sha256 if previous else None):
+                    raise DamagedError(f"journal record {seq} does not follow from record {seq - 1}", url=url)
+                previous = slot
+                yield slot
+
+    def append(
+        self,
+        after: Slot | None,
+        *,
+        kind: Kind,
+        attempt: int,
+        writer: WriterIdentity,
+        body: dict[str, Any],
+        totals: dict[str, Any],
+    ) -> Slot:
+        """Append a record directly after ``after``.
+
+        A lost answer, a time-out, 409 or 412 mean that the outcome is not known; the slot is read back and the
+        ``write_id`` decides. Nothing is ever cleaned up here.
+
+        Raises:
+            SlotTakenError: the slot holds another writer's record; it comes with the error.
+        """
+        seq = after.record.seq + 1 if after else 1
+        record = Record(
+            seq=seq,
+            attempt=attempt,
+            kind=kind,
+            write_id=uuid.uuid4().hex,
+            writer=writer.to_json(),
+            prev_sha256=after.sha256 if after else None,
+            previous_commit=_previous_commit(after),
+            totals=totals,
+            time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            body=body,
+        )
+        data = record.encode()
+        key = self.layout.record(seq)
+        try:
+            create_once(self.store, key, data, policy=self._policy)
+        except AlreadyExistsError as error:
+            other = self.read(seq)
+            if other is None:
+                raise DamagedError(
+                    f"journal record {seq} was there and is gone: something deletes records of this run",
+                    url=f"{self.store.url}/{key}",
+                ) from error
+            if other.record.write_id != record.write_id:
+                raise SlotTakenError(error.message, slot=other, url=error.url) from error
+        return Slot(record, hashlib.sha256(data).hexdigest())
+
+    def advise(self, seq: int) -> None:
+        """Write the advisory pointer to a recent record. Failing is harmless: readers list instead."""
+        try:
+            self.store.put(self.layout.head, json.dumps({"seq": seq}).encode())
+        except ArtifactSyncError:
+            return
+
+    def _read_hint(self) -> int:
+        try:
+            seq = json.loads(self.store.get(self.layout.head))["seq"]
+        except (ObjectNotFoundError, ValueError, KeyError, TypeError):
+            return 0
+        return seq if isinstance(seq, int) and not isinstance(seq, bool) and seq > 0 else 0
+
+    def _list_seqs(self, *, start_after: str) -> Sequence[int]:
+        prefix = self.layout.journal
+        names = (info.key[len(prefix) :] for info in self.store.list(prefix, start_after=start_after))
+        numbers = (seq_of(name) for name in names)
+        return [seq for seq in numbers if seq is not None]
+
+
+def seq_of(name: str) -> int | None:
+    """The number in a record's object name; None for any other object that lies in the journal's folder."""
+    stem = name.removesuffix(".json")
+    is_record = name.endswith(".json") and stem.isascii() and stem.isdigit()
+    return int(stem) if is_record and name == RunLayout("x").record(int(stem)).rpartition("/")[2] else None
+
+
+def read_catalogue(log: JournalLog) -> Catalogue:
+    """Read the whole journal of a run."""
+    head = log.find_head()
+    slots = log.read_all(up_to=head.record.seq) if head else iter(())
+    return Catalogue.from_records(
+        (slot.record for slot in slots), run_name=log.layout.run_name, url=f"{log.store.url}/{log.layout.journal}"
+    )
+
+
+def fenced(run_name: str, owner: Record, *, url: str) -> RunFencedError:
+    """The error for a writer that finds a later attempt's record in its way."""
+    who = WriterIdentity.from_json(owner.writer).describe()
+    return RunFencedError(
+        f"run {run_name!r} now belongs to attempt {owner.attempt} ({who}, since {owner.time})",
+        hint="stop this process: nothing it writes from now on becomes part of the run",
+        url=url,
+    )
+
+
+def _previous_commit(after: Slot | None) -> int | None:
+    if after is None:
+        return None
+    return after.record.seq if after.record.kind is Kind.COMMIT else after.record.previous_commit

@@ -1,0 +1,54 @@
+"""Opening a run: is the store fit for it, and is the name free.
+
+Invariant: no record is written to a store that was not seen to refuse a second create, unless the user allowed it.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import UnfencedStoreError
+from artifactsync.journal.attempt import Attempt, claim
+from artifactsync.journal.writer import WriterIdentity
+from artifactsync.stores.probe import probe
+
+if TYPE_CHECKING:
+    from artifactsync.journal.log import JournalLog
+    from artifactsync.stores.protocol import Store
+
+_fit: set[str] = set()
+_lock = threading.Lock()
+
+
+def check_store(store: Store, log: JournalLog, *, allow_unfenced: bool) -> None:
+    """Refuse a store that cannot tell two writers of one run apart. Asked once per process and remote.
+
+    Raises:
+        UnfencedStoreError: what the store did instead.
+    """
+    with _lock:
+        if allow_unfenced or store.url in _fit:
+            return
+    capabilities = probe(store, log.layout.probe(uuid.uuid4().hex))
+    if not capabilities.put_if_absent:
+        raise UnfencedStoreError(
+            f"{store.url} has no working put-if-absent: {capabilities.reason}",
+            hint="use a store with conditional writes; or pass allow_unfenced=True, and then two processes with one "
+            "run name can overwrite each other's checkpoints unnoticed",
+            url=store.url,
+        )
+    with _lock:
+        _fit.add(store.url)
+
+
+def begin_attempt(store: Store, log: JournalLog, *, takeover: bool, allow_unfenced: bool) -> Attempt:
+    """Check the store, and claim the run.
+
+    Raises:
+        UnfencedStoreError: the store has no put-if-absent.
+        RunIsLiveError: the run has an owner that is alive.
+    """
+    check_store(store, log, allow_unfenced=allow_unfenced)
+    return claim(log, writer=WriterIdentity.of_this_process(), takeover=takeover)

@@ -1,0 +1,303 @@
+"""Publication: files of a checkpoint become durable, are verified, and then visible, in that order.
+
+Owns: the order of upload, verification and commit, the choice of keys, and the pending checkpoint a caller waits for.
+Does not own: how bytes move (``transfer``), the commit itself (``attempt``).
+
+Invariant: a commit record is appended only after the store has confirmed the size of every file that it names; no
+key that any commit has named is ever written again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifactsync.errors import (
+    ArtifactSyncError,
+    ConfigurationError,
+    DamagedError,
+    MissingBytesError,
+    NotDurableError,
+    ObjectNotFoundError,
+    WaitTimeoutError,
+)
+from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
+from artifactsync.journal.worker import SerialWorker
+from artifactsync.naming.layout import RunLayout, check_relative, sibling
+from artifactsync.transfer.hashing import hash_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from artifactsync.journal.attempt import Attempt
+    from artifactsync.journal.log import JournalLog
+    from artifactsync.stores.protocol import Store
+    from artifactsync.transfer.queue import UploadQueue
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """A whole local file that belongs to a checkpoint."""
+
+    path: str
+    """Where it shall be below the run's folder."""
+    local: Path
+    """Where it lies now. Must not change until the checkpoint is committed."""
+    size_bytes: int
+    """Its length."""
+    sha256: str | None = None
+    """Its hash, if the writer computed it while writing; else it is computed during the upload."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What a checkpoint is called and where in training it was taken."""
+
+    name: str
+    """Name within the run."""
+    step: int
+    """Optimizer steps done."""
+    epoch: int
+    """Epochs done."""
+    batch: int
+    """Batches done."""
+    metrics: Mapping[str, float]
+    """Metrics for ``best``."""
+
+
+class PendingCheckpoint:
+    """A checkpoint on its way. It is committed, or it does not exist: there is nothing in between."""
+
+    def __init__(self, label: Label, future: Future[Checkpoint]) -> None:
+        self.label = label
+        """What was asked for."""
+        self._future = future
+
+    def result(self, timeout: float | None = None) -> Checkpoint:
+        """Wait until it is durable and committed, and return it.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as it takes.
+
+        Raises:
+            WaitTimeoutError: it is still on its way.
+            NotDurableError: it was cancelled.
+            ArtifactSyncError: what made it fail.
+        """
+        try:
+            return self._future.result(timeout)
+        except CancelledError as error:
+            raise NotDurableError(f"checkpoint {self.label.name!r} was cancelled before its commit") from error
+        except FutureTimeoutError as error:
+            if self._future.done():
+                raise
+            raise WaitTimeoutError(
+                f"checkpoint {self.label.name!r} is not durable after {timeout:g} s",
+                hint="wait longer, or see status()",
+            ) from error
+
+    def done(self) -> bool:
+        """Whether it is committed, failed or cancelled."""
+        return self._future.done()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, and return what made it fail; None if it is committed."""
+        try:
+            self.result(timeout)
+        except WaitTimeoutError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was is the answer
+            return error
+        return None
+
+    def cancel(self) -> bool:
+        """Take it back if its publication has not begun; says whether that was so."""
+        return self._future.cancel()
+
+
+class Publisher:
+    """Publishes checkpoints of one attempt, one after the other, on a thread of its own.
+
+    Args:
+        attempt: The right to commit.
+        log: The run's journal.
+        queue: Uploads to the remote's root.
+        store: The remote.
+    """
+
+    def __init__(self, attempt: Attempt, *, log: JournalLog, queue: UploadQueue, store: Store) -> None:
+        self._attempt, self._log, self._queue, self._store = attempt, log, queue, store
+        self._layout: RunLayout = log.layout
+        self._worker: SerialWorker[Checkpoint] = SerialWorker("artifactsync-publish")
+        self._lock = threading.Lock()
+        self._pending: list[PendingCheckpoint] = []
+        self._intents = 0
+        self._used = set(attempt.catalogue.keys)
+        self._published = {
+            (file.sha256, file.size): file.key for c in attempt.catalogue.checkpoints for file in c.files
+        }
+
+    def submit(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> PendingCheckpoint:
+        """Enqueue a checkpoint; returns at once.
+
+        Args:
+            prepare: Called on the publication thread; writes what is not yet on disk and says which files there are.
+            label: What it is called.
+
+        Raises:
+            RunFencedError: this attempt has lost the run.
+        """
+        self._attempt.check()
+        pending = PendingCheckpoint(label, self._worker.submit(lambda: self._publish(prepare, label)))
+        with self._lock:
+            self._pending = [p for p in self._pending if not p.done() or p.exception() is not None]
+            self._pending.append(pending)
+        return pending
+
+    def pending(self) -> list[PendingCheckpoint]:
+        """Checkpoints that are on their way."""
+        with self._lock:
+            return [p for p in self._pending if not p.done()]
+
+    def failures(self) -> list[BaseException]:
+        """What made checkpoints fail that nobody has been told of yet by ``take_failures``."""
+        with self._lock:
+            return [e for p in self._pending if p.done() and (e := p.exception()) is not None]
+
+    def take_failures(self) -> list[BaseException]:
+        """``failures``, which are then regarded as told."""
+        failures = self.failures()
+        with self._lock:
+            self._pending = [p for p in self._pending if not p.done()]
+        return failures
+
+    def close(self) -> None:
+        """Accept no more; what has begun goes on in the background, what has not is cancelled."""
+        self._worker.cancel_waiting()
+        self._worker.close()
+
+    def _publish(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> Checkpoint:
+        files = sorted(prepare(), key=lambda file: file.path)
+        if not files:
+            raise ConfigurationError(f"checkpoint {label.name!r} has no files")
+        self._attempt.check()
+        keys = [self._key_for(file) for file in files]
+        fresh = [(file, key) for file, (key, is_published) in zip(files, keys, strict=True) if not is_published]
+        intent = self._announce([key for _, key in fresh])
+        uploads = [self._queue.submit(key, file.local, overwrite=True) for file, key in fresh]
+        sent = dict(zip((key for _, key in fresh), (upload.result() for upload in uploads), strict=True))
+        entries = []
+        for file, (key, is_published) in zip(files, keys, strict=True):
+            size, sha256 = file.size_bytes, file.sha256 or ""
+            if not is_published:
+                size, sha256 = sent[key].size_bytes, sent[key].sha256
+                if file.sha256 not in (None, sha256):
+                    raise DamagedError(
+                        f"{file.local} changed between its writing and its upload",
+                        hint="write checkpoints to a fresh name; never rewrite one in place",
+                        url=f"{self._store.url}/{key}",
+                    )
+            entries.append(CheckpointFile(path=file.path, key=key, size=size, sha256=sha256))
+        self._verify(entries)
+        checkpoint = self._attempt.commit(
+            name=label.name,
+            step=label.step,
+            epoch=label.epoch,
+            batch=label.batch,
+            metrics=label.metrics,
+            files=entries,
+        )
+        self._published.update({(entry.sha256, entry.size): entry.key for entry in entries})
+        self._advise(checkpoint, intent)
+        return checkpoint
+
+    def _key_for(self, file: LocalFile) -> tuple[str, bool]:
+        """The key for a file, and whether its bytes lie there already."""
+        same_size = any(size == file.size_bytes for _, size in self._published)
+        sha256 = file.sha256 or (hash_file(file.local).sha256 if same_size else "")
+        published = self._published.get((sha256, file.size_bytes))
+        if published and self._is_there(published, file.size_bytes):
+            return published, True
+        path, number = check_relative(file.path), 0
+        candidate = path if self._attempt.number == 1 else sibling(path, self._attempt.number)
+        while self._layout.artifact(candidate) in self._used:
+            number += 1
+            candidate = sibling(path, self._attempt.number, number)
+        key = self._layout.artifact(candidate)
+        self._used.add(key)
+        return key, False
+
+    def _is_there(self, key: str, size_bytes: int) -> bool:
+        try:
+            return self._store.head(key).size_bytes == size_bytes
+        except ObjectNotFoundError:
+            return False
+
+    def _announce(self, keys: list[str]) -> str | None:
+        """Say which keys are about to be written, so that readers do not take them for artifacts before the commit."""
+        if not keys:
+            return None
+        self._intents += 1
+        intent = self._layout.intent(self._attempt.number, self._intents)
+        self._store.put(intent, json.dumps({"keys": [key.partition("/")[2] for key in keys]}).encode())
+        return intent
+
+    def _verify(self, entries: Sequence[CheckpointFile]) -> None:
+        """Ask the store for the size of every file.
+
+        Raises:
+            MissingBytesError: a file is not there, or has another size.
+        """
+
+        def check(entry: CheckpointFile) -> None:
+            url = f"{self._store.url}/{entry.key}"
+            try:
+                size = self._store.head(entry.key).size_bytes
+            except ObjectNotFoundError as error:
+                raise MissingBytesError(f"{entry.key} was uploaded, and is not there", url=url) from error
+            if size != entry.size:
+                raise MissingBytesError(f"{entry.key} has {size} bytes on the remote instead of {entry.size}", url=url)
+
+        with ThreadPoolExecutor(min(16, len(entries)), thread_name_prefix="artifactsync-verify") as pool:
+            list(pool.map(check, entries))
+
+    def _advise(self, checkpoint: Checkpoint, intent: str | None) -> None:
+        """Write what readers may use and nobody needs; a failure here is no failure."""
+        self._log.advise(checkpoint.seq)
+        try:
+            for file in checkpoint.files:
+                folder, _, name = file.path.rpartition("/")
+                if name.endswith("-rank0.pt"):
+                    link = self._layout.artifact(
+                        f"{folder}/latest-rank0.pt.symlink" if folder else "latest-rank0.pt.symlink"
+                    )
+                    self._store.put(link, file.key.encode())
+            if intent:
+                self._store.delete([intent])
+        except ArtifactSyncError as error:
+            _log.debug("advisory objects of %s were not written: %s", checkpoint.name, error)
+
+
+def local_files(files: Mapping[str, Any]) -> list[LocalFile]:
+    """Describe whole local files: ``{path below the run: local path}``.
+
+    Raises:
+        ObjectNotFoundError: one of them is not there, or is no file.
+    """
+    described = []
+    for path, local in files.items():
+        local_path = Path(local)
+        if not local_path.is_file():
+            raise ObjectNotFoundError(
+                f"{local_path} is no file", hint="give whole files that exist", url=str(local_path)
+            )
+        described.append(LocalFile(path=check_relative(path), local=local_path, size_bytes=local_path.stat().st_size))
+    return described

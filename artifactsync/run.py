@@ -8,7 +8,6 @@ committed, and whole.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib
 import os
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
-from artifactsync.batch.grace import grace_s
 from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
@@ -47,6 +45,7 @@ from artifactsync.stores import open_store
 from artifactsync.stores.filesystem import StoreFileSystem
 from artifactsync.stores.prefix import PrefixStore
 from artifactsync.stores.retry import RetryPolicy, RetryStore
+from artifactsync.transfer import at_exit
 from artifactsync.transfer.pull import PullItem, pull_files
 from artifactsync.transfer.queue import UploadQueue
 
@@ -655,7 +654,7 @@ def _close_at_exit() -> None:
     for run in list(_open_runs):
         if run._pid == os.getpid():  # noqa: SLF001 - a forked child must leave its parent's runs alone
             with contextlib.suppress(ArtifactSyncError):  # the queue says on stderr what is not durable
-                run.close(grace_s())
+                run.close(at_exit.grace_s())
 
 
-atexit.register(_close_at_exit)
+at_exit.before_drain(_close_at_exit)

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from artifactsync.errors import ArtifactSyncError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from artifactsync.transfer.queue import UploadQueue
 
 GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
@@ -30,13 +32,18 @@ GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
 _TELL_AFTER_S = 3.0  # a drain that takes longer says what it waits for
 
 _open: set[UploadQueue] = set()
+_before: list[Callable[[], None]] = []
 _is_registered = False
 
 
 def remember(queue: UploadQueue) -> None:
     """Drain ``queue`` at exit."""
-    global _is_registered  # noqa: PLW0603 - one hook per process
     _open.add(queue)
+    _register()
+
+
+def _register() -> None:
+    global _is_registered  # noqa: PLW0603 - one hook per process
     if _is_registered:
         return
     _is_registered = True
@@ -45,6 +52,12 @@ def remember(queue: UploadQueue) -> None:
         os.register_at_fork(after_in_child=_forget_all)
     with contextlib.suppress(AttributeError, RuntimeError):  # private, in CPython 3.9 to 3.14 at least
         threading._register_atexit(_drain)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def before_drain(call: Callable[[], None]) -> None:
+    """Have ``call`` called at exit before the queues are drained: it may still submit, and wait."""
+    _before.append(call)
+    _register()
 
 
 def forget(queue: UploadQueue) -> None:
@@ -60,6 +73,8 @@ def grace_s() -> float | None:
 
 
 def _drain() -> None:
+    for call in _before:
+        call()
     grace = grace_s()
     deadline_s = None if grace is None else time.monotonic() + grace
     while _open:

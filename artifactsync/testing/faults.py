@@ -67,6 +67,7 @@ class FaultyStore:
         self._clock = clock
         self._on_call = on_call
         self._on_answer = on_answer
+        self.ordered_listing: bool = getattr(store, "ordered_listing", False)
 
     @property
     def url(self) -> str:

@@ -47,7 +47,8 @@ _MIB = 2**20
 class PatternBody:
     """A body of ``size_bytes`` reproducible bytes that notes how it is read.
 
-    With ``changes_at_bytes`` it raises ``FileChangedError`` once so many bytes were given.
+    With ``changes_at_bytes`` it raises ``FileChangedError`` instead of giving the byte of that number; with its size
+    given, after the last byte.
     """
 
     size_bytes: int
@@ -62,15 +63,16 @@ class PatternBody:
         for start in range(0, self.size_bytes, chunk_bytes):
             end = min(start + chunk_bytes, self.size_bytes)
             if self.changes_at_bytes is not None and end > self.changes_at_bytes:
-                raise FileChangedError("the file changed while it was read", url="file:///pattern")
+                break
             yield whole[start:end]
+        if self.changes_at_bytes is not None:
+            raise FileChangedError("the file changed while it was read", url="file:///pattern")
 
     def read(self) -> bytes:
         """Return all bytes: no two blocks of 4 KiB are the same, so swapped parts show."""
-        blocks = range((self.size_bytes + 4095) // 4096)
-        return b"".join((b"%06d.%06d|" % (self.seed, i)).ljust(4096, b"\xff\x00\r\n") for i in blocks)[
-            : self.size_bytes
-        ]
+        fill = b"\xff\x00\r\n" * 1020
+        blocks = (b"%07d.%07d|" % (self.seed, n) + fill for n in range(self.size_bytes // 4096 + 1))
+        return b"".join(blocks)[: self.size_bytes]
 
 
 class StoreContract:
@@ -78,10 +80,14 @@ class StoreContract:
 
     has_put_if_absent: ClassVar[bool] = True
     """False: the store cannot create atomically; then it must refuse with ``UnfencedStoreError``."""
+    has_nested_keys: ClassVar[bool] = True
+    """False: no object can have others below it (``a`` and ``a/b``), as in a file system; it must refuse then."""
     is_ordered: ClassVar[bool] = True
     """False: ``list`` is not in key order (``start_after`` must hold all the same)."""
     large_bytes: ClassVar[int] = 9 * _MIB + 1
     """Size of a body that needs several parts."""
+    create_once_bytes: ClassVar[int] = 9 * _MIB + 1
+    """Size of the largest body that ``put_if_absent`` is tried with."""
     many_keys: ClassVar[int] = 1_001
     """How many objects the long listing has; more than a page of the store, where that is quick."""
     racers: ClassVar[int] = 8
@@ -193,6 +199,22 @@ class StoreContract:
             assert [i.key for i in store.list(folder)] == [key]
             assert store.get(key) == b"odd"
 
+    def test_objects_below_objects(self, store: Store, folder: str) -> None:
+        """An object may have others below it; or the second of the two is refused and the first stays."""
+        store.put(folder + "a", b"above")
+        if self.has_nested_keys:
+            store.put(folder + "a/b", b"below")
+            assert store.get(folder + "a") == b"above"
+            store.delete([folder + "a"])
+            assert store.get(folder + "a/b") == b"below"
+        else:
+            with pytest.raises(ArtifactSyncError):
+                store.put(folder + "a/b", b"below")
+            store.put(folder + "c/d", b"below")
+            with pytest.raises(ArtifactSyncError):
+                store.put(folder + "c", b"above")
+            assert sorted(i.key for i in store.list(folder)) == [folder + "a", folder + "c/d"]
+
     def test_put_replaces(self, store: Store, folder: str) -> None:
         """A second put wins, also when it is shorter."""
         store.put(folder + "a", b"first and longer")
@@ -252,7 +274,7 @@ class StoreContract:
 
     def test_list_is_a_plain_prefix(self, store: Store, folder: str) -> None:
         """A prefix cuts names anywhere, folders or not."""
-        keys = [folder + k for k in ("a", "a-b", "a/1", "a/2/3", "ab", "b/a")]
+        keys = [folder + k for k in ("a-b", "a/1", "a/2/3", "ab", "b/a")] + [folder + "a"] * self.has_nested_keys
         for key in keys:
             store.put(key, b"x")
         for prefix in ("", "a", "a/", "a/2", "a/2/3", "a/2/3/", "ab", "b", "c", "A"):
@@ -264,7 +286,7 @@ class StoreContract:
 
     def test_list_starts_after(self, store: Store, folder: str) -> None:
         """``start_after`` is exclusive, and need not exist."""
-        keys = [folder + k for k in ("a", "a-b", "a/1", "a/2/3", "ab", "b/a")]
+        keys = [folder + k for k in ("a-b", "a/1", "a/2/3", "ab", "b/a")] + [folder + "a"] * self.has_nested_keys
         for key in keys:
             store.put(key, b"x")
         for after in ("", "0", "a", "a-", "a/1", "a/1/9", "ab", "b/a", "z"):
@@ -318,11 +340,11 @@ class StoreContract:
 
     def test_delete(self, store: Store, folder: str) -> None:
         """Exactly the keys go; one that is not there is no error; nothing at all is none either."""
-        for key in ("a", "a/b", "ab"):
+        for key in ("a-", "a/b", "ab"):
             store.put(folder + key, b"x")
-        store.delete([folder + "a", folder + "never/was"])
-        assert [i.key for i in store.list(folder)] == [folder + "a/b", folder + "ab"]
-        store.delete([folder + "a"])
+        store.delete([folder + "a-", folder + "a", folder + "never/was"])
+        assert sorted(i.key for i in store.list(folder)) == [folder + "a/b", folder + "ab"]
+        store.delete([folder + "a-"])
         store.delete([])
         store.delete(key for key in (folder + "a/b", folder + "ab"))
         assert list(store.list(folder)) == []
@@ -357,10 +379,10 @@ class StoreContract:
 
     def test_create_once_of_a_large_body(self, store: Store, folder: str) -> None:
         """The same holds for a body of several parts."""
-        body = PatternBody(self.large_bytes, seed=3)
+        body = PatternBody(self.create_once_bytes, seed=3)
         store.put_if_absent(folder + "once", body)
         with pytest.raises(AlreadyExistsError):
-            store.put_if_absent(folder + "once", PatternBody(self.large_bytes, seed=4))
+            store.put_if_absent(folder + "once", PatternBody(self.create_once_bytes, seed=4))
         assert store.get(folder + "once") == body.read()
 
     def test_create_once_has_one_winner(self, store: Store, folder: str) -> None:
@@ -383,11 +405,12 @@ class StoreContract:
         assert store.get(folder + "race") == PatternBody(5_000, seed=winners[0]).read()
 
     def test_create_once_breaks_off_when_the_file_changes(self, store: Store, folder: str) -> None:
-        """A body that fails in the middle creates nothing, and the key stays free."""
+        """A body that fails in the middle, or at its very end, creates nothing, and the key stays free."""
         for size_bytes in (100, self.large_bytes):
-            with pytest.raises(FileChangedError):
-                store.put_if_absent(folder + "once", PatternBody(size_bytes, changes_at_bytes=size_bytes // 2))
-            assert list(store.list(folder)) == []
+            for at_bytes in (size_bytes // 2, size_bytes):
+                with pytest.raises(FileChangedError):
+                    store.put_if_absent(folder + "once", PatternBody(size_bytes, changes_at_bytes=at_bytes))
+                assert list(store.list(folder)) == []
         store.put_if_absent(folder + "once", b"free")
 
     def test_refuses_to_create_what_it_cannot_guard(self, store: Store, folder: str) -> None:
@@ -406,6 +429,13 @@ class StoreContract:
                 store.put(folder + "new", PatternBody(size_bytes, changes_at_bytes=size_bytes // 2))
             assert list(store.list(folder)) == []
             assert list(store.list_folders(folder)) == []
+
+    def test_put_reads_the_body_to_its_end(self, store: Store, folder: str) -> None:
+        """A file found changed after its last byte was read is not published either."""
+        for size_bytes in (0, 100, self.large_bytes):
+            with pytest.raises(FileChangedError):
+                store.put(folder + "new", PatternBody(size_bytes, changes_at_bytes=size_bytes))
+            assert list(store.list(folder)) == []
 
     def test_replacing_breaks_off_when_the_file_changes(self, store: Store, folder: str) -> None:
         """A body that fails in the middle leaves the object it would have replaced."""

@@ -33,7 +33,7 @@ _VALID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FALLBACK_PROPOSAL = "my-run"
 _SHOWN_CHARS = 80  # of a bad name in a message: enough to know it again
 _SHOWN_BAD_CHARS = 5
-_WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_WORLD_SIZE_VARIABLES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # innermost launcher first
 
 _generator: Any = None
 _generator_lock = threading.Lock()

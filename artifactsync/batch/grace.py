@@ -1,0 +1,60 @@
+"""How long a process may live on after it was told to stop.
+
+Owns: the value of ``ARTIFACTSYNC_GRACE_S`` and of ``--grace``. Does not own: signals, or what is done in that time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
+"""The environment variable with the seconds between the stop signal and the kill."""
+
+DEFAULT_GRACE_S = 30.0
+"""Seconds, where nobody says: Slurm's KillWait (22.05, ``scontrol show config``), Kubernetes'
+terminationGracePeriodSeconds and the notice of Google's spot machines are all 30 unless configured otherwise.
+EC2 gives 120: set the variable there.
+"""
+
+MAX_GRACE_S = 7 * 24 * 3600.0
+"""Longest grace accepted, in seconds; more is a slip, such as milliseconds."""
+
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+
+
+def grace_s(environ: Mapping[str, str] = os.environ) -> float:
+    """Return the grace period in seconds: ``ARTIFACTSYNC_GRACE_S``, else :data:`DEFAULT_GRACE_S`.
+
+    Raises:
+        ConfigurationError: the variable is set to something that is no number of seconds.
+    """
+    text = environ.get(GRACE_VARIABLE, "").strip()
+    return parse_grace_s(text, source=GRACE_VARIABLE) if text else DEFAULT_GRACE_S
+
+
+def parse_grace_s(text: str, *, source: str) -> float:
+    """Read a number of seconds.
+
+    Args:
+        text: A decimal number, such as ``120`` or ``7.5``; 0 means that there is no time at all.
+        source: Where it was written, for the message: a variable or an option.
+
+    Raises:
+        ConfigurationError: it is no decimal number, or more than :data:`MAX_GRACE_S`.
+    """
+    if not _DECIMAL.fullmatch(text.strip()):
+        raise ConfigurationError(
+            f"{source} is {text!r}, which is no number of seconds", hint=f"for example {source}=120"
+        )
+    seconds = float(text)
+    if not math.isfinite(seconds) or seconds > MAX_GRACE_S:
+        raise ConfigurationError(f"{source} is {text!r}, more than a week", hint="give it in seconds")
+    return seconds

@@ -49,10 +49,13 @@ _SECRET_QUERY = re.compile(
     r"(?i)((?:x-amz-(?:signature|credential|security-token)|x-goog-signature|sig|token|secret|password|key)=)[^&\s\"']+"
 )
 
+# Secrets have '@' and '/' in them, percent-encoded or not; what follows host:port is a path, though.
+_USER_INFO = re.compile(r"(\w+://)(?:[^/\s]*|[^/@\s:]*:(?!\d{1,5}/)[^@\s]*)@")
+
 
 def redact(text: str) -> str:
     """Return ``text`` with user info and signatures of any URL in it replaced by ``***``."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    text = _USER_INFO.sub(r"\1***@", text)
     return _SECRET_QUERY.sub(r"\1***", text)
 
 

@@ -1,0 +1,142 @@
+"""``ls``: the runs on the remote, or the checkpoints and artifacts of one.
+
+Owns: its columns and its JSON fields (CONTRACT §5). Does not own: the catalogue (``journal``, ``run``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from artifactsync.cli.session import global_options, pass_session
+from artifactsync.cli.tables import Column
+from artifactsync.cli.terminal import printable
+from artifactsync.cli.units import as_moment, human_age, human_bytes
+from artifactsync.errors import redact_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from artifactsync.cli.session import Session
+    from artifactsync.run import Artifact, Checkpoint, RunSummary
+
+RUN_COLUMNS = (
+    Column(title="run", style="bold", folds=True),
+    Column(title="state"),
+    Column(title="last step", is_number=True),
+    Column(title="checkpoints", is_number=True),
+    Column(title="size", is_number=True),
+    Column(title="age", is_number=True),
+)
+
+CHECKPOINT_COLUMNS = (
+    Column(title="checkpoint", style="bold", folds=True),
+    Column(title="step", is_number=True),
+    Column(title="attempt", is_number=True),
+    Column(title="files", is_number=True),
+    Column(title="size", is_number=True),
+    Column(title="age", is_number=True),
+    Column(title="metrics", folds=True),
+)
+
+ARTIFACT_COLUMNS = (Column(title="artifact", folds=True), Column(title="size", is_number=True))
+
+
+@click.command(
+    "ls",
+    short_help="List the runs on the remote, or what is in one.",
+    epilog="""\b
+Examples:
+  artifactsync ls                               all runs of the remote
+  artifactsync ls 1657932618-infrared-ferret    one run
+  artifactsync ls --remote s3://bucket/runs
+  artifactsync ls --json | jq -r '.runs[].run_name'
+""",
+)
+@click.argument("run", required=False)
+@global_options
+@pass_session
+def command(session: Session, run: str | None) -> None:
+    """List the runs on the remote, or the checkpoints and artifacts of RUN."""
+    if run is None:
+        _list_runs(session)
+    else:
+        _list_run(session, run)
+
+
+def _list_runs(session: Session) -> None:
+    remote, storage_options = session.remote, session.storage_options
+    from artifactsync.run import list_runs
+
+    runs = list_runs(remote, storage_options)
+    if session.is_json:
+        session.screen.json({"runs": [run.to_json() for run in runs]})
+    elif runs:
+        session.screen.table(RUN_COLUMNS, run_rows(runs, session.now()))
+    else:
+        session.screen.note(f"no runs at {redact_url(remote)}")
+
+
+def _list_run(session: Session, run_name: str) -> None:
+    with session.open_run(run_name) as run:
+        run_status = run.status()  # first: it says so if there is no such run
+        checkpoints = run.checkpoints()
+        artifacts = run.artifacts()
+    if session.is_json:
+        session.screen.json(
+            {
+                "run_name": run.name,
+                "attempt": run_status.attempt,
+                "state": run_status.state,
+                "checkpoints": [checkpoint.to_json() for checkpoint in checkpoints],
+                "artifacts": [artifact.to_json() for artifact in artifacts],
+            }
+        )
+        return
+    session.screen.text(printable(f"{run.name}  {run_status.state}, attempt {run_status.attempt}"), "title")
+    if checkpoints:
+        session.screen.text("")
+        session.screen.table(CHECKPOINT_COLUMNS, checkpoint_rows(checkpoints, session.now()))
+    if artifacts:
+        session.screen.text("")
+        session.screen.table(ARTIFACT_COLUMNS, artifact_rows(artifacts))
+    if not checkpoints:
+        session.screen.note("no committed checkpoint")
+
+
+def run_rows(runs: Sequence[RunSummary], now: datetime) -> list[list[str]]:
+    """The table of runs."""
+    return [
+        [
+            run.run_name,
+            str(run.state),
+            "-" if run.last_step is None else f"{run.last_step:,}",
+            f"{run.checkpoints:,}",
+            human_bytes(run.bytes),
+            human_age(as_moment(run.last_commit_at), now),
+        ]
+        for run in runs
+    ]
+
+
+def checkpoint_rows(checkpoints: Sequence[Checkpoint], now: datetime) -> list[list[str]]:
+    """The table of checkpoints."""
+    return [
+        [
+            checkpoint.name,
+            f"{checkpoint.step:,}",
+            str(checkpoint.attempt),
+            f"{len(checkpoint.files):,}",
+            human_bytes(checkpoint.bytes),
+            human_age(as_moment(checkpoint.committed_at), now),
+            " ".join(f"{name}={value:.4g}" for name, value in sorted(checkpoint.metrics.items())) or "-",
+        ]
+        for checkpoint in checkpoints
+    ]
+
+
+def artifact_rows(artifacts: Sequence[Artifact]) -> list[list[str]]:
+    """The table of artifacts."""
+    return [[artifact.path, human_bytes(artifact.size)] for artifact in artifacts]

@@ -1,0 +1,127 @@
+"""``push``: mirrors files and folders under a run.
+
+Owns: its arguments, and that nothing is sent while one of them is wrong. Does not own: keys and the upload (``run``).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from artifactsync.cli.progress import byte_bar
+from artifactsync.cli.session import global_options, pass_session
+from artifactsync.cli.terminal import printable
+from artifactsync.cli.tree import show_tree
+from artifactsync.cli.units import counted, human_bytes, human_duration
+from artifactsync.errors import ObjectNotFoundError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from artifactsync.cli.progress import Bar
+    from artifactsync.cli.session import Session
+    from artifactsync.run import Run
+    from artifactsync.transfer.upload import Upload, UploadedFile
+
+_LOOK_S = 0.2  # how often the bar looks at an upload
+
+
+@click.command(
+    "push",
+    short_help="Mirror files or folders under a run.",
+    epilog="""\b
+Examples:
+  artifactsync push my-run notes.md              becomes my-run/notes.md
+  artifactsync push my-run plots/                becomes my-run/plots/...
+  artifactsync push my-run loss.png --as plots/final.png
+""",
+)
+@click.argument("run")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--as", "key", metavar="KEY", help="Its path below the run; only with a single PATH.")
+@global_options
+@pass_session
+def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None) -> None:
+    """Mirror files or folders under RUN.
+
+    A file that was pushed before is replaced. The command ends when everything is durable on the remote.
+    """
+    if key is not None and len(paths) > 1:
+        raise click.UsageError(f"--as names one file or folder, but there are {len(paths)} PATHs.")
+    _check_paths(paths)
+    began = time.monotonic()
+    with session.open_run(run) as opened:
+        _check_names(opened, paths)
+        with byte_bar("pushing", is_wanted=session.has_progress) as bar:
+            uploads = [upload for path in paths for upload in opened.push(path, key)]
+            bar.restart(sum(upload.size_bytes for upload in uploads))
+            done = _wait(uploads, bar)
+        root = opened.name
+    sizes = {file.key.removeprefix(f"{root}/"): file.size_bytes for file in done}
+    seconds = time.monotonic() - began
+    if session.is_json:
+        session.screen.json(
+            {
+                "run_name": root,
+                "files": len(done),
+                "bytes": sum(sizes.values()),
+                "seconds": round(seconds, 3),
+                "uploaded": [
+                    {
+                        "path": file.key.removeprefix(f"{root}/"),
+                        "key": file.key,
+                        "size": file.size_bytes,
+                        "sha256": file.sha256,
+                    }
+                    for file in done
+                ],
+            }
+        )
+    elif not done:
+        session.screen.note("nothing to push: there is no file in it")
+    elif not session.screen.is_quiet:
+        show_tree(session.screen, f"{root}/", sizes, sys.stdout)
+        total = f"{counted(len(done), 'file')}, {human_bytes(sum(sizes.values()))}"
+        session.screen.text(printable(f"durable: {total} in {human_duration(seconds)}"), "good")
+
+
+def _check_paths(paths: Sequence[Path]) -> None:
+    """Refuse a path that is not there before anything is sent.
+
+    Raises:
+        ObjectNotFoundError: one is not.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ObjectNotFoundError(f"there is nothing at {path}", hint="check the path; nothing was pushed")
+
+
+def _check_names(run: Run, paths: Sequence[Path]) -> None:
+    """Refuse two paths that would become one name: the second would silently replace the first.
+
+    Raises:
+        click.UsageError: there are two.
+    """
+    first: dict[str, Path] = {}
+    for path in paths:
+        source = path.resolve()
+        if not source.is_relative_to(run.local_dir.resolve()):  # those keep their path below the run
+            other = first.setdefault(source.name, path)
+            if other is not path:
+                raise click.UsageError(f"{other} and {path} would both become {source.name}; push one with --as.")
+
+
+def _wait(uploads: Sequence[Upload], bar: Bar) -> list[UploadedFile]:
+    """Wait until all is durable; raise the first failure."""
+    done: list[UploadedFile] = []
+    while len(done) < len(uploads):
+        try:
+            done.append(uploads[len(done)].result(_LOOK_S if bar.is_shown else None))
+        except WaitTimeoutError:  # noqa: PERF203 (five times a second)
+            moved = (u.size_bytes if u.done() else min(u.moved_bytes, u.size_bytes) for u in uploads)
+            bar.set(sum(moved))
+    return done

@@ -79,9 +79,14 @@ class Server(ABC):
             raise
 
     @property
-    def endpoint_url(self) -> str:
-        """The server's URL, ``http://127.0.0.1:PORT``."""
+    def origin(self) -> str:
+        """Where it listens, ``http://127.0.0.1:PORT``."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def endpoint_url(self) -> str:
+        """What its clients call the endpoint."""
+        return self.origin
 
     @property
     def pid(self) -> int:
@@ -322,7 +327,7 @@ class Azurite(Server):
     @property
     def endpoint_url(self) -> str:
         """The server's URL with the account in its path, as Azurite has it."""
-        return f"http://{HOST}:{self.port}/{AZURE_ACCOUNT}"
+        return f"{self.origin}/{AZURE_ACCOUNT}"
 
     @property
     def storage_options(self) -> dict[str, str]:

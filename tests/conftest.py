@@ -15,6 +15,7 @@ A fixture starts its server when a first test asks for it, and one server serves
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -29,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "localstack"))  # not a packa
 
 import servers
 
+from tests.fault_proxy import FaultProxy
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Nothing of these reaches a test or a process it starts: the user's clouds, settings, a job we may be running in.
 _FOREIGN_PREFIXES = (
@@ -53,6 +56,7 @@ _FOREIGN = (
     "RUN_NAME",
     "WORLD_SIZE",
 )
+_NUMBERS = itertools.count(1)
 _INSTALLING_FIXTURES = {"az", "localstack_s3"}
 _INSTALL_TIMEOUT_S = 600
 
@@ -60,27 +64,31 @@ _INSTALL_TIMEOUT_S = 600
 class Cloud:
     """A server as the tests see it."""
 
-    def __init__(self, server: servers.Server, *, endpoint_url: str | None = None) -> None:
+    def __init__(self, server: servers.Server, *, proxy: FaultProxy | None = None) -> None:
         self.server = server
-        self.endpoint_url = endpoint_url or server.endpoint_url
-        self._numbers = itertools.count(1)
+        self._proxy = proxy
         self._shared_bucket = ""
+
+    @property
+    def proxy(self) -> FaultProxy:
+        """The line that fails, of one made by ``fault_proxy``."""
+        assert self._proxy is not None, "only what fault_proxy() returned has a proxy"
+        return self._proxy
+
+    @property
+    def endpoint_url(self) -> str:
+        """Where it listens."""
+        return self._through_proxy(self.server.endpoint_url)
 
     @property
     def storage_options(self) -> dict[str, str]:
         """What ``open_store`` needs beside the URL; a fresh dict."""
-        return {
-            name: value.replace(self.server.endpoint_url, self.endpoint_url)
-            for name, value in self.server.storage_options.items()
-        }
+        return {name: self._through_proxy(value) for name, value in self.server.storage_options.items()}
 
     @property
     def environment(self) -> dict[str, str]:
         """What a user would export; for ``env={**os.environ, **s3.environment}``."""
-        return {
-            name: value.replace(self.server.endpoint_url, self.endpoint_url)
-            for name, value in self.server.environment.items()
-        }
+        return {name: self._through_proxy(value) for name, value in self.server.environment.items()}
 
     def fresh_url(self) -> str:
         """Return the URL of an empty prefix that nobody else uses, in a bucket that exists.
@@ -89,15 +97,18 @@ class Cloud:
         """
         if not self._shared_bucket:
             self._shared_bucket = self.server.make_bucket("artifactsync-tests")
-        return f"{self._shared_bucket}/t{next(self._numbers)}"
+        return f"{self._shared_bucket}/t{next(_NUMBERS)}"
 
     def fresh_bucket(self) -> str:
         """Return the URL of a new empty bucket, for tests of the bucket itself."""
-        return self.server.make_bucket(f"artifactsync-b{next(self._numbers)}")
+        return self.server.make_bucket(f"artifactsync-b{next(_NUMBERS)}")
 
     def missing_bucket(self) -> str:
         """Return the URL of a bucket that does not exist."""
-        return f"{self.server.scheme}://artifactsync-no-such-bucket-{next(self._numbers)}"
+        return f"{self.server.scheme}://artifactsync-no-such-bucket-{next(_NUMBERS)}"
+
+    def _through_proxy(self, text: str) -> str:
+        return text.replace(self.server.origin, self._proxy.url) if self._proxy else text
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -115,7 +126,7 @@ def pytest_configure(config: pytest.Config) -> None:
         AWS_EC2_METADATA_DISABLED="true",
         CLOUDSDK_CONFIG=str(empty),
         NO_GCE_CHECK="true",
-        NO_PROXY="127.0.0.1,localhost",
+        NO_PROXY=",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost"])),
         RCLONE_CONFIG=str(empty / "rclone.conf"),
         GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # read at import; fake-gcs-server lacks what it asks for
     )
@@ -156,3 +167,16 @@ def gcs() -> Iterator[Cloud]:
 def az() -> Iterator[Cloud]:
     with servers.Azurite() as server:
         yield Cloud(server)
+
+
+@pytest.fixture
+def fault_proxy() -> Iterator[Callable[..., Cloud]]:
+    """A factory: ``fault_proxy(s3, seed=1)`` returns the same cloud behind its own ``.proxy``."""
+    with contextlib.ExitStack() as proxies:
+
+        def put_before(cloud: Cloud, *, seed: int = 0) -> Cloud:
+            proxy = FaultProxy(cloud.server.origin, seed=seed)
+            proxies.callback(proxy.close)
+            return Cloud(cloud.server, proxy=proxy)
+
+        yield put_before

@@ -39,7 +39,7 @@ def test_a_generated_name_is_the_time_and_two_words():
 
 
 def test_names_drawn_in_one_second_differ():
-    assert len({generate_run_name() for _ in range(200)}) > 190  # 10^5 pairs: two clashes in 200 would be a wonder
+    assert len({generate_run_name() for _ in range(200)}) > 190  # of 370,170 pairs: one clash would be a surprise
 
 
 def test_drawing_leaves_the_seeded_random_state_alone_and_does_not_follow_it():

@@ -65,35 +65,36 @@ def _open(text: str, scheme: str, rest: str, options: dict[str, Any]) -> tuple[S
     """Return the implementation and the prefix within it."""
     if scheme in {"file", "local"}:
         return LocalStore(_local_path(text, rest)), ""
-    if scheme == "memory":
-        from artifactsync.stores import object as object_store  # noqa: PLC0415 loads obstore
+    try:
+        if scheme == "memory":
+            from artifactsync.stores.memory import memory_store  # noqa: PLC0415 loads obstore
 
-        name, prefix = _split(text, rest, needs_name=False)
-        return object_store.memory_store(name), prefix
-    if scheme in _S3:
-        from artifactsync.stores import object as object_store  # noqa: PLC0415 loads obstore and boto3
+            name, prefix = _split(text, rest, needs_name=False)
+            return memory_store(name), prefix
+        if scheme in _S3:
+            from artifactsync.stores.s3 import s3_store  # noqa: PLC0415 loads obstore and boto3
 
-        name, prefix = _split(text, rest)
-        return object_store.s3_store(name, options), prefix
-    if scheme in _AZURE:
-        from artifactsync.stores import object as object_store  # noqa: PLC0415 loads obstore
+            name, prefix = _split(text, rest)
+            return s3_store(name, options), prefix
+        if scheme in _AZURE:
+            from artifactsync.stores.azure import azure_store  # noqa: PLC0415 loads obstore
 
-        name, prefix = _split(text, rest)
-        return object_store.azure_store(name, options, scheme=scheme), prefix
-    if scheme in _GCS:
-        try:
+            name, prefix = _split(text, rest)
+            return azure_store(name, options), prefix
+        if scheme in _GCS:
             from artifactsync.stores.gcs import GcsStore  # noqa: PLC0415 loads google-cloud-storage
-        except ImportError as error:
-            raise _missing(text, "gcs", error) from error
 
-        name, prefix = _split(text, rest)
-        return GcsStore(name, storage_options=options), prefix
+            name, prefix = _split(text, rest)
+            return GcsStore(name, storage_options=options), prefix
+    except ImportError as error:
+        raise _missing(text, scheme, error) from error
     from artifactsync.stores.generic import GenericStore  # noqa: PLC0415 loads the scheme's fsspec file system
 
     return GenericStore(text, storage_options=options), ""
 
 
-def _missing(text: str, extra: str, error: ImportError) -> MissingPackageError:
+def _missing(text: str, scheme: str, error: ImportError) -> MissingPackageError:
+    extra = "gcs" if scheme in _GCS else "azure" if scheme in _AZURE else "s3"
     return MissingPackageError(
         f"{text} needs the Python package {error.name or error}",
         hint=f"pip install 'artifactsync[{extra}]'",

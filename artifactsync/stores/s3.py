@@ -1,0 +1,232 @@
+"""S3 and its likes: obstore for the bytes, boto3 for what obstore lacks.
+
+Owns: the settings of each lane, and over boto3: listing (obstore folds ``a/`` to ``a`` and breaks off at one hostile
+key), create-only uploads too large for one request, copies beyond 5 GiB, and deletion of keys that obstore refuses.
+
+Invariant: plain http only where the user wrote it; bodies go unsigned over TLS only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from artifactsync.errors import ConfigurationError
+from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
+from artifactsync.stores.keys import split_key, why_refused
+from artifactsync.stores.object import (
+    CONNECT_TIMEOUT_S,
+    SHORT_TIMEOUT_S,
+    Lanes,
+    ObjectStore,
+    exact_chunks,
+    open_lanes,
+    part_size_bytes,
+)
+from artifactsync.stores.object_errors import from_botocore, printable_cause
+from artifactsync.stores.protocol import Body, ObjectInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+_MIB = 1024 * 1024
+_SINGLE_CREATE_BYTES = 64 * _MIB  # beyond, a create-only upload goes in parts and the condition is on its completion
+_SINGLE_COPY_BYTES = 5 * 1024 * _MIB  # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+
+
+class S3ObjectStore(ObjectStore):
+    """A bucket of S3 or of a service that speaks its protocol.
+
+    Args:
+        bucket: Its name.
+        settings: Where and as whom.
+    """
+
+    max_create_bytes = 5 * 1024 * 1024 * _MIB
+
+    def __init__(self, bucket: str, settings: S3Settings) -> None:
+        super().__init__(_lanes(bucket, settings), f"s3://{bucket}")
+        self._bucket = bucket
+        self._settings = settings
+        self._client: Any = None
+        self._client_lock = threading.Lock()
+
+    def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
+        """Write an object unless it exists; a large one in parts. See ``Store.put_if_absent``."""
+        if isinstance(body, bytes) or body.size_bytes <= _SINGLE_CREATE_BYTES:
+            return super().put_if_absent(key, body)
+        split_key(key)
+        return self._create_in_parts(key, body)
+
+    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose key starts with ``prefix``. See ``Store.list``."""
+        for page in self._pages(Prefix=prefix, StartAfter=start_after):
+            for found in page.get("Contents", ()):
+                yield ObjectInfo(
+                    key=found["Key"],
+                    size_bytes=found["Size"],
+                    modified_at=found["LastModified"],
+                    etag=found.get("ETag"),
+                )
+
+    def list_folders(self, prefix: str = "") -> Sequence[str]:
+        """Return the names of the direct sub-folders. See ``Store.list_folders``."""
+        pages = self._pages(Prefix=prefix, Delimiter="/")
+        found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+        return [name for entry in found if (name := entry[len(prefix) :].rstrip("/"))]
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, also those with keys that this store would not write. See ``Store.delete``."""
+        every = list(keys)
+        plain = [key for key in every if not why_refused(key) and key.isprintable()]
+        super().delete(plain)
+        for key in set(every).difference(plain):
+            with self._boto_errors(key):
+                self._boto().delete_object(Bucket=self._bucket, Key=key)
+
+    def close(self) -> None:
+        """Close boto3's connections; obstore's end with the object."""
+        with self._client_lock:
+            if self._client is not None:
+                self._client.close()
+
+    def _copy(self, source: str, target: str, size_bytes: int) -> None:
+        if size_bytes <= _SINGLE_COPY_BYTES:
+            super()._copy(source, target, size_bytes)
+            return
+        with self._boto_errors(source):
+            self._boto().copy({"Bucket": self._bucket, "Key": source}, self._bucket, target)
+
+    def _pages(self, **query: str) -> Iterator[dict[str, Any]]:
+        token: dict[str, str] = {}
+        query = {name: value for name, value in query.items() if value}
+        while True:
+            with self._boto_errors(""):
+                page = self._boto().list_objects_v2(Bucket=self._bucket, **query, **token)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _create_in_parts(self, key: str, body: Body) -> ObjectInfo:
+        """Upload in parts, one after the other; the condition is on the completion."""
+        client = self._boto()
+        where = {"Bucket": self._bucket, "Key": key}
+        with self._boto_errors(key):
+            upload = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
+        try:
+            parts = []
+            with self._boto_errors(key):
+                chunks = exact_chunks(body, part_size_bytes(body.size_bytes))
+                for number, chunk in enumerate(chunks, start=1):
+                    sent = client.upload_part(**upload, PartNumber=number, Body=io.BytesIO(chunk))
+                    parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+        except BaseException:
+            with contextlib.suppress(Exception):  # what broke the upload is the error to show
+                client.abort_multipart_upload(**upload)
+            raise
+        with self._boto_errors(key, is_create=True):
+            done = client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+        return ObjectInfo(key=key, size_bytes=body.size_bytes, etag=done.get("ETag"))
+
+    def _boto(self) -> Any:
+        with self._client_lock:
+            if self._client is None:
+                self._client = _boto_client(self._settings)
+            return self._client
+
+    @contextlib.contextmanager
+    def _boto_errors(self, key: str, *, is_create: bool = False) -> Iterator[None]:
+        """Around each use of boto3: its errors in our words."""
+        import botocore.exceptions  # noqa: PLC0415 loads the cloud library
+
+        try:
+            yield
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            url = f"{self._url}/{key}" if key else self._url
+            raise from_botocore(error, url=url, is_create=is_create) from printable_cause(error)
+        self._was_answered = True
+
+
+def s3_store(bucket: str, storage_options: Mapping[str, Any]) -> S3ObjectStore:
+    """Open a bucket. See ``stores.credentials`` for the options.
+
+    Raises:
+        ConfigurationError: a wrong option.
+        CredentialsError: there are none.
+    """
+    return S3ObjectStore(bucket, read_s3_settings(storage_options))
+
+
+def _lanes(bucket: str, settings: S3Settings) -> Lanes:
+    from obstore.store import S3Store  # noqa: PLC0415 loads the cloud library
+
+    config: dict[str, Any] = {"region": settings.region}
+    if settings.endpoint_url:
+        config["endpoint"] = config["aws_endpoint_url_s3"] = settings.endpoint_url.rstrip("/")
+    if settings.checksum_algorithm:
+        config["checksum_algorithm"] = settings.checksum_algorithm
+    if not settings.is_http:
+        config["unsigned_payload"] = True
+    if settings.anon:
+        config["skip_signature"] = True
+    config["virtual_hosted_style_request"] = _is_virtual(bucket, settings)
+    provider = None if settings.anon else SessionCredentials(settings.session, url=f"s3://{bucket}")
+    client: dict[str, Any] = {"allow_http": settings.is_http}
+    if settings.ca_bundle:
+        client["root_certificate"] = _read_certificates(settings.ca_bundle)
+
+    def open_one(client_options: Any, retry_config: Any) -> Any:
+        return S3Store(
+            bucket,
+            config=cast("Any", config),
+            client_options=client_options,
+            retry_config=retry_config,
+            credential_provider=cast("Any", provider),
+        )
+
+    return open_lanes(open_one, client)
+
+
+def _is_virtual(bucket: str, settings: S3Settings) -> bool:
+    """Whether the bucket goes into the host name. A dot in it would break the certificate's wildcard."""
+    if settings.addressing_style == "auto":
+        return settings.endpoint_url is None and "." not in bucket
+    return settings.addressing_style == "virtual"
+
+
+def _read_certificates(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the certificate file {path} cannot be read: {error.strerror}", hint="check AWS_CA_BUNDLE or verify"
+        ) from error
+
+
+def _boto_client(settings: S3Settings) -> Any:
+    from botocore import UNSIGNED  # noqa: PLC0415 loads the cloud library
+    from botocore.config import Config  # noqa: PLC0415
+
+    style = settings.addressing_style
+    if style == "auto" and settings.endpoint_url:
+        style = "path"
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=SHORT_TIMEOUT_S,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        s3={"addressing_style": style},
+        request_checksum_calculation="when_required",  # newer defaults break some services
+        response_checksum_validation="when_required",
+        signature_version=UNSIGNED if settings.anon else None,
+    )
+    return settings.session.client(
+        "s3",
+        region_name=settings.region,
+        endpoint_url=settings.endpoint_url,
+        verify=settings.ca_bundle,
+        config=config,
+    )

@@ -44,6 +44,7 @@ from artifactsync.naming.layout import safe_local_path
 from artifactsync.stores import open_store
 from artifactsync.stores.filesystem import StoreFileSystem
 from artifactsync.stores.prefix import PrefixStore
+from artifactsync.stores.protocol import Store
 from artifactsync.stores.retry import RetryPolicy, RetryStore
 from artifactsync.transfer import at_exit
 from artifactsync.transfer.pull import PullItem, pull_files
@@ -107,7 +108,7 @@ class Run:
 
     Args:
         run_name: The name; else ``ARTIFACTSYNC_RUN_NAME``, ``RUN_NAME``, or a generated one.
-        remote: Root URI under which runs live, else ``ARTIFACTSYNC_REMOTE``.
+        remote: Root URI under which runs live, else ``ARTIFACTSYNC_REMOTE``; or an opened store.
         local_root: Local folder whose ``<run_name>/`` has the same shape as the remote one; else
             ``ARTIFACTSYNC_LOCAL_ROOT``, else ``runs``.
         storage_options: What fsspec's file system for the remote takes.
@@ -129,7 +130,7 @@ class Run:
         self,
         run_name: str | None = None,
         *,
-        remote: str | os.PathLike[str] | None = None,
+        remote: str | os.PathLike[str] | Store | None = None,
         local_root: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         read_only: bool = False,
@@ -143,7 +144,11 @@ class Run:
         root = local_root or os.environ.get("ARTIFACTSYNC_LOCAL_ROOT") or "runs"
         self.local_dir = Path(root) / self.name
         """The run's local folder."""
-        self._store = open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
+        self._store = (
+            remote
+            if isinstance(remote, Store)
+            else open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
+        )
         self.remote = self._store.url
         """The root under which the run lies, without secrets."""
         self._pid = os.getpid()

@@ -92,31 +92,30 @@ class PendingCheckpoint:
             NotDurableError: it was cancelled.
             ArtifactSyncError: what made it fail.
         """
-        try:
-            return self._future.result(timeout)
-        except CancelledError as error:
-            raise NotDurableError(f"checkpoint {self.label.name!r} was cancelled before its commit") from error
-        except FutureTimeoutError as error:
-            if self._future.done():
-                raise
-            raise WaitTimeoutError(
-                f"checkpoint {self.label.name!r} is not durable after {timeout:g} s",
-                hint="wait longer, or see status()",
-            ) from error
+        error = self.exception(timeout)
+        if error is not None:
+            raise error
+        return self._future.result()
 
     def done(self) -> bool:
         """Whether it is committed, failed or cancelled."""
         return self._future.done()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait, and return what made it fail; None if it is committed."""
+        """Wait, and return what made it fail; None if it is committed.
+
+        Raises:
+            WaitTimeoutError: it is still on its way.
+        """
         try:
-            self.result(timeout)
-        except WaitTimeoutError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it was is the answer
-            return error
-        return None
+            return self._future.exception(timeout)
+        except CancelledError:
+            return NotDurableError(f"checkpoint {self.label.name!r} was cancelled before its commit")
+        except FutureTimeoutError:
+            raise WaitTimeoutError(
+                f"checkpoint {self.label.name!r} is not durable after {timeout:g} s",
+                hint="wait longer, or see status()",
+            ) from None
 
     def cancel(self) -> bool:
         """Take it back if its publication has not begun; says whether that was so."""

@@ -52,7 +52,7 @@ class RunLayout:
         return f"{self.house}journal/"
 
     def record(self, seq: int) -> str:
-        """Key of the journal record ``seq`` (0, 1, 2 …)."""
+        """Key of the journal record ``seq`` (1, 2, 3 …)."""
         return f"{self.journal}{seq:0{SEQ_DIGITS}d}.json"
 
     @property

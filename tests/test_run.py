@@ -1,0 +1,360 @@
+"""``Run`` as a user meets it, on a local folder, on S3 and on GCS, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifactsync import Run, list_runs
+from artifactsync.errors import (
+    AlreadyExistsError,
+    ConfigurationError,
+    DamagedError,
+    DestinationError,
+    ObjectNotFoundError,
+    RemoteUnreachableError,
+    RunFencedError,
+    RunIsLiveError,
+    RunNameError,
+    RunNotFoundError,
+    UnfencedStoreError,
+    UnsafeKeyError,
+    WaitTimeoutError,
+)
+from artifactsync.stores import open_store
+from artifactsync.testing import Fault, FaultyStore
+
+
+@pytest.fixture(params=["local", "s3", "gcs"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Arguments that open a fresh remote."""
+    if request.param == "local":
+        return {"remote": str(tmp_path / "remote")}
+    cloud = request.getfixturevalue(request.param)
+    return {"remote": cloud.fresh_url(), "storage_options": cloud.storage_options}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> dict[str, Any]:
+    return {"remote": str(tmp_path / "remote"), "local_root": tmp_path / "runs"}
+
+
+def write(run: Run, path: str, data: bytes) -> Path:
+    file = run.local_dir / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+def test_the_whole_promise(remote: dict[str, Any], tmp_path: Path) -> None:
+    with Run("exp7", local_root=tmp_path / "here", **remote) as run:
+        assert run.attempt == 1
+        assert run.latest() is None
+        for step in (10, 20):
+            model = write(run, f"checkpoints/{step}/model.pt", b"m" * step * 1000)
+            state = write(run, f"checkpoints/{step}/optim.pt", b"o" * step * 2000)
+            pending = run.save_files([model, state], step=step, epoch=1, metrics={"loss": 1 / step})
+            checkpoint = pending.result(60)
+        assert [file.path for file in checkpoint.files] == ["checkpoints/20/model.pt", "checkpoints/20/optim.pt"]
+        run.push(write(run, "logs-rank0.txt", b"a line\n"), growing=True)
+        run.wait(60)
+        assert run.status().durable_step == 20
+
+    elsewhere = Run("exp7", local_root=tmp_path / "there", read_only=True, **remote)
+    latest, best = elsewhere.latest(), elsewhere.best("loss", "max")
+    assert latest
+    assert best
+    assert (latest.name, latest.step, latest.epoch, latest.batch) == ("ep1-ba20", 20, 1, 20)
+    assert best.step == 10
+    report = elsewhere.pull(tmp_path / "pulled")
+    assert report.to_json() == {
+        "run_name": "exp7",
+        "checkpoint": "ep1-ba20",
+        "destination": str(tmp_path / "pulled"),
+        "files": 3,
+        "bytes": 60_007,
+        "seconds": report.to_json()["seconds"],
+        "verified": True,
+        "skipped_files": 0,
+        "fallback_from": None,
+        "dry_run": False,
+        "paths": ["checkpoints/20/model.pt", "checkpoints/20/optim.pt", "logs-rank0.txt"],
+    }
+    assert (tmp_path / "pulled/checkpoints/20/optim.pt").read_bytes() == b"o" * 40_000
+    assert (tmp_path / "pulled/logs-rank0.txt").read_bytes() == b"a line\n"
+    assert elsewhere.pull(tmp_path / "pulled").skipped_files == 2
+    verified = elsewhere.verify(deep=True)
+    assert (verified.ok, verified.checked_files, verified.checked_bytes) == (True, 4, 90_000)
+    status = elsewhere.status()
+    assert (status.state, status.alive, status.durable_step, status.attempt) == ("completed", False, 20, 1)
+    assert [(r.run_name, r.last_step, r.checkpoints, r.bytes, r.state) for r in list_runs(**remote)] == [
+        ("exp7", 20, 2, 90_007, "completed")
+    ]
+    assert elsewhere.fs.cat_file("logs-rank0.txt") == b"a line\n"
+    assert sorted(Path(f).name for f in elsewhere.fs.find("checkpoints")) == ["model.pt"] * 2 + ["optim.pt"] * 2
+
+    with Run("exp7", local_root=tmp_path / "there", **remote) as second:
+        assert second.attempt == 2
+        files = second.ensure_local(latest)
+        assert files["checkpoints/20/model.pt"].read_bytes() == b"m" * 20_000
+
+
+def test_keys_are_plain(local: dict[str, Any], tmp_path: Path) -> None:
+    with Run("exp7", **local) as run:
+        run.save_files([write(run, "checkpoints/ep0-ba1-rank0.pt", b"x")], step=1).result(10)
+        run.push(write(run, "logs-rank0.txt", b"log"))
+        outside = tmp_path / "notes"
+        (outside / "deep").mkdir(parents=True)
+        (outside / "deep/n.md").write_text("n")
+        run.push(outside)
+        run.push(outside / "deep/n.md")
+        run.push(outside, "docs/")
+        run.push(outside / "deep/n.md", "docs/renamed.md")
+    root = tmp_path / "remote/exp7"
+    plain = {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and ".artifactsync" not in p.parts}
+    assert plain == {
+        "checkpoints/ep0-ba1-rank0.pt",
+        "checkpoints/latest-rank0.pt.symlink",
+        "docs/deep/n.md",
+        "docs/renamed.md",
+        "logs-rank0.txt",
+        "n.md",
+        "notes/deep/n.md",
+    }
+    assert (root / "checkpoints/latest-rank0.pt.symlink").read_text() == "exp7/checkpoints/ep0-ba1-rank0.pt"
+    records = sorted((root / ".artifactsync/journal").iterdir())
+    assert [json.loads(p.read_text())["kind"] for p in records] == ["claim", "commit", "finish"]
+    assert [p.name for p in records] == [f"{n:020d}.json" for n in (1, 2, 3)]
+    assert not list((root / ".artifactsync/intents").glob("*"))
+
+
+def test_two_jobs_with_one_name(local: dict[str, Any]) -> None:
+    first = Run("exp7", **local)
+    with pytest.raises(RunIsLiveError, match="exp7"):
+        Run("exp7", **local)
+    second = Run("exp7", takeover=True, **local)
+    with pytest.raises(RunFencedError, match="attempt 2"):
+        first.save_files([write(first, "a.pt", b"1")], step=1).result(10)
+    with pytest.raises(RunFencedError):
+        first.close()
+    second.save_files([write(second, "a.pt", b"2")], step=2).result(10)
+    assert [c.step for c in second.checkpoints()] == [2]
+    second.close()
+
+
+def test_a_damaged_newest_checkpoint_falls_back_loudly(local: dict[str, Any], tmp_path: Path) -> None:
+    with Run("exp7", **local) as run:
+        for step in (1, 2):
+            run.save_files([write(run, f"checkpoints/{step}.pt", b"x" * 100 * step)], step=step).result(10)
+    (tmp_path / "remote/exp7/checkpoints/2.pt").write_bytes(b"y" * 200)
+    run = Run("exp7", read_only=True, **local)
+    assert run.verify().ok
+    deep = run.verify(deep=True)
+    assert (deep.ok, deep.damaged, deep.missing) == (False, ("exp7/checkpoints/2.pt",), ())
+    heard: list[str] = []
+    report = run.pull(
+        tmp_path / "out", on_fallback=lambda checkpoint, error: heard.append(f"{checkpoint.name} {error}")
+    )
+    assert (report.checkpoint, report.fallback_from) == ("ep0-ba1", "ep0-ba2")
+    assert heard[0].startswith("ep0-ba2")
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["1.pt"]
+    with pytest.raises(DamagedError):
+        run.pull(tmp_path / "named", checkpoint="ep0-ba2")
+    (tmp_path / "remote/exp7/checkpoints/1.pt").unlink()
+    assert run.verify().missing == ("exp7/checkpoints/1.pt",)
+    with pytest.raises(DamagedError):
+        run.pull(tmp_path / "none")
+    assert not [p for p in (tmp_path / "none").rglob("*") if p.is_file() and not p.name.startswith(".")]
+
+
+def test_selections(local: dict[str, Any], tmp_path: Path) -> None:
+    with Run("exp7", **local) as run:
+        run.save_files([write(run, "checkpoints/1.pt", b"1")], step=1, metrics={"loss": 3}).result(10)
+        run.save_files([write(run, "checkpoints/2.pt", b"2")], step=2, metrics={"loss": 4}).result(10)
+        run.push(write(run, "logs-rank0.txt", b"log"))
+        run.push(write(run, "traces/t.json", b"{}"))
+    run = Run("exp7", read_only=True, **local)
+
+    def paths(**choice: Any) -> list[str]:
+        return list(run.pull(tmp_path / "dry", dry_run=True, **choice).paths)
+
+    assert paths() == ["checkpoints/2.pt", "logs-rank0.txt", "traces/t.json"]
+    assert paths(checkpoint="best", metric="loss") == ["checkpoints/1.pt", "logs-rank0.txt", "traces/t.json"]
+    assert paths(checkpoint="ep0-ba1", only="checkpoints") == ["checkpoints/1.pt"]
+    assert paths(only="logs") == paths(checkpoint="none") == ["logs-rank0.txt", "traces/t.json"]
+    assert paths(include=["*.pt"]) == ["checkpoints/2.pt"]
+    assert paths(exclude=["traces/*"]) == ["checkpoints/2.pt", "logs-rank0.txt"]
+    assert not (tmp_path / "dry").exists()
+    with pytest.raises(ConfigurationError, match="metric"):
+        paths(checkpoint="best")
+    with pytest.raises(FileNotFoundError, match="nope") as caught:
+        paths(checkpoint="nope")
+    assert "ep0-ba2" in getattr(caught.value, "hint", "")
+
+
+def test_files_put_there_by_other_tools(local: dict[str, Any], tmp_path: Path) -> None:
+    foreign = tmp_path / "remote/theirs/epoch1"
+    foreign.mkdir(parents=True)
+    (foreign / "weights.bin").write_bytes(b"w" * 10)
+    run = Run("theirs", read_only=True, **local)
+    assert [(a.path, a.size) for a in run.artifacts()] == [("epoch1/weights.bin", 10)]
+    report = run.pull(tmp_path / "out")
+    assert (report.checkpoint, report.files) == (None, 1)
+    assert (tmp_path / "out/epoch1/weights.bin").read_bytes() == b"w" * 10
+    assert run.status().state == "unknown"
+    assert run.verify().ok
+
+
+def test_bad_input(local: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunNameError):
+        Run("../up", **local)
+    with pytest.raises(ConfigurationError, match="no remote"):
+        Run("exp7")
+    with pytest.raises(ConfigurationError):
+        Run("exp7", remote="nonsense://x")
+    with Run("exp7", **local) as run:
+        with pytest.raises(ObjectNotFoundError, match="missing"):
+            run.push(tmp_path / "missing")
+        with pytest.raises(ObjectNotFoundError):
+            run.save_files([run.local_dir / "missing.pt"], step=1)
+        with pytest.raises(ConfigurationError, match="below"):
+            run.save_files([tmp_path / "elsewhere.pt"], step=1)
+        file = write(run, "a.pt", b"x")
+        for name in ("../b", "/b", "a/../../b", ".artifactsync/journal/x"):
+            with pytest.raises(UnsafeKeyError):
+                run.push(file, name)
+        run.save_files([file], step=1).result(10)
+        with pytest.raises(AlreadyExistsError, match=r"a\.pt"):
+            run.push(file)
+    with pytest.raises(ConfigurationError, match="closed"):
+        run.save_files([file], step=2)
+    reader = Run("exp7", read_only=True, **local)
+    with pytest.raises(ConfigurationError, match="reading only"):
+        reader.save_files([file], step=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(DestinationError):
+        reader.pull(tmp_path / "file")
+    missing = Run("exp8", read_only=True, **local)
+    for look in (missing.verify, missing.status, lambda: missing.pull(tmp_path / "x")):
+        with pytest.raises(RunNotFoundError, match="exp8") as caught:
+            look()
+        assert "exp7" in caught.value.hint
+    assert missing.latest() is None
+    assert not (tmp_path / "x").exists()
+
+
+class Broken:
+    """A store that ignores the condition of a create, as some S3 look-alikes do."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def put_if_absent(self, key: str, body: Any) -> Any:
+        return self._store.put(key, body)
+
+
+def test_a_store_without_put_if_absent_is_refused(tmp_path: Path) -> None:
+    broken: Any = Broken(open_store(tmp_path / "broken"))
+    with pytest.raises(UnfencedStoreError, match="put-if-absent") as caught:
+        Run("exp7", remote=broken, local_root=tmp_path / "runs")
+    assert "allow_unfenced" in caught.value.hint
+    with Run("exp7", remote=broken, local_root=tmp_path / "runs", allow_unfenced=True) as run:
+        run.save_files([write(run, "a.pt", b"x")], step=1).result(10)
+    assert [c.step for c in run.checkpoints()] == [1]
+
+
+def test_a_store_that_is_down_for_a_while_costs_nothing(tmp_path: Path) -> None:
+    faulty = FaultyStore(open_store(tmp_path / "remote"))
+    run = Run("exp7", remote=faulty, local_root=tmp_path / "runs")
+    faulty._plan.faults = [Fault(kind="unreachable", times=12, operations={"put", "head", "put_if_absent"})]
+    pending = run.save_files([write(run, "a.pt", b"x")], step=1)
+    run.push(write(run, "log.txt", b"x"))
+    assert pending.result(60).step == 1
+    run.close(60)
+    assert faulty.faults_hit >= 12
+    assert run.verify(deep=True).ok
+
+
+def test_waiting_has_an_end_and_says_what_is_missing(tmp_path: Path) -> None:
+    faulty = FaultyStore(open_store(tmp_path / "remote"))
+    run = Run("exp7", remote=faulty, local_root=tmp_path / "runs")
+    faulty._plan.faults = [Fault(kind="unreachable")]
+    run.save_files([write(run, "a.pt", b"x")], step=1)
+    with pytest.raises(WaitTimeoutError, match="1 checkpoint"):
+        run.wait(0.2)
+    with pytest.raises(WaitTimeoutError):
+        run.close(0.2)
+
+
+def test_an_unreachable_remote_fails_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(RemoteUnreachableError):
+        Run(
+            "exp7",
+            remote="s3://bucket/x",
+            storage_options={"key": "k", "secret": "s", "endpoint_url": "http://127.0.0.1:9"},
+            local_root=tmp_path,
+        )
+
+
+def start(code: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_process_leaves_its_last_commit_and_frees_the_run(local: dict[str, Any], tmp_path: Path) -> None:
+    code = """
+        from artifactsync import Run
+        run = Run("exp7", remote="remote", local_root="runs")
+        for step in (1, 2):
+            (run.local_dir / f"{step}.pt").write_bytes(b"x" * 100000 * step)
+            run.save_files([run.local_dir / f"{step}.pt"], step=step).result(30)
+        print("saved", flush=True)
+        input()
+    """
+    with start(code, tmp_path) as child:
+        assert child.stdout
+        assert child.stdout.readline() == "saved\n"
+        watcher = Run("exp7", read_only=True, **local)
+        assert watcher.status().alive
+        with pytest.raises(RunIsLiveError, match=str(child.pid)):
+            Run("exp7", **local)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+    assert not watcher.status().alive
+    with Run("exp7", **local) as run:
+        latest = run.latest()
+        assert latest
+        assert (run.attempt, latest.step) == (2, 2)
+
+
+def test_a_run_that_is_never_closed_is_drained_at_exit(local: dict[str, Any], tmp_path: Path) -> None:
+    code = """
+        from artifactsync import Run
+        run = Run("exp7", remote="remote", local_root="runs")
+        (run.local_dir / "a.pt").write_bytes(b"x" * 5000000)
+        run.save_files([run.local_dir / "a.pt"], step=1)
+        run.push(run.local_dir / "a.pt", "copy.pt")
+    """
+    with start(code, tmp_path) as child:
+        _, stderr = child.communicate(timeout=60)
+    assert (child.returncode, stderr) == (0, "")
+    run = Run("exp7", read_only=True, **local)
+    assert [c.step for c in run.checkpoints()] == [1]
+    assert [a.path for a in run.artifacts()] == ["copy.pt"]
+    assert run.status().state == "completed"

@@ -14,6 +14,12 @@ Source: man7.org/linux/man-pages/man7/sched.7.html, "The SCHED_IDLE policy", rea
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+from artifactsync.stores import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HAS_SCHED_IDLE = hasattr(os, "SCHED_IDLE") and hasattr(os, "sched_setscheduler")
 
@@ -33,6 +39,13 @@ def make_idle(thread_id: int = 0) -> bool:
 def make_normal(thread_id: int = 0) -> bool:
     """Make a thread ordinary again, and say whether it is."""
     return not HAS_SCHED_IDLE or _set(thread_id, os.SCHED_OTHER)
+
+
+def set_all(thread_ids: Iterable[int], *, idle: bool) -> None:
+    """Give threads, and those on which the stores' own runtime works, a scheduling class as far as the system lets."""
+    for thread_id in thread_ids:
+        _ = make_idle(thread_id) if idle else make_normal(thread_id)
+    runtime.set_runtime_priority(polite=idle)
 
 
 def _set(thread_id: int, policy: int) -> bool:

@@ -64,7 +64,7 @@ class UploadQueue:
     is rewritten in place is sent as it is when it is read, always whole.
 
     Args:
-        store: Where to; not closed by the queue.
+        store: Where to, or what opens it on first use, on a worker thread; not closed by the queue.
         max_concurrency: Files uploaded at a time.
         bandwidth_limit_bytes_per_s: Upper limit of all uploads together; None is none.
         max_pending_files: When so many uploads wait, a new one fails at once instead of blocking the training.
@@ -78,7 +78,7 @@ class UploadQueue:
 
     def __init__(
         self,
-        store: Store,
+        store: Store | Callable[[], Store],
         *,
         max_concurrency: int = 8,
         bandwidth_limit_bytes_per_s: float | None = None,
@@ -94,7 +94,8 @@ class UploadQueue:
                 f"the bandwidth limit must be above 0 bytes per second, not {bandwidth_limit_bytes_per_s}",
                 hint="leave it out for no limit",
             )
-        self._store = store
+        self._open = store if callable(store) else None
+        self._opened = None if callable(store) else store
         self._patience = patience or Patience()
         self._clock = clock
         self._max_concurrency = max_concurrency
@@ -271,6 +272,16 @@ class UploadQueue:
                 self._watchers -= 1
                 self._apply_priority()
 
+    def _store(self) -> Store:
+        if self._opened is None:
+            assert self._open is not None
+            self._opened = self._open()  # gives the same store to all who ask
+        return self._opened
+
+    @property
+    def _url(self) -> str:
+        return "the remote" if self._opened is None else self._opened.url.rstrip("/")
+
     # Submitting. The lock is held.
 
     def _enqueue(self, upload: Upload) -> None:
@@ -289,7 +300,7 @@ class UploadQueue:
             f"upload of {upload.key} refused: {self._pending_files} uploads are waiting already"
             + (f"; the last error was: {next(reversed(self._troubles.values()))}" if self._troubles else ""),
             hint="see status() for what holds them up; upload less often, or raise max_pending_files",
-            url=f"{self._store.url}/{upload.key}",
+            url=f"{self._url}/{upload.key}",
         )
         upload.settle(error)
         self._note_failure(upload, error)
@@ -352,9 +363,7 @@ class UploadQueue:
             raise first
         told = "; ".join(str(error) for error in errors[:5])
         more = f"; and {len(errors) - 5} more" if len(errors) > 5 else ""  # noqa: PLR2004 - as many as one reads
-        raise UploadError(
-            f"{len(errors)} uploads failed: {told}{more}", hint=first.hint, url=self._store.url
-        ) from first
+        raise UploadError(f"{len(errors)} uploads failed: {told}{more}", hint=first.hint, url=self._url) from first
 
     def _late(self, timeout: float | None) -> WaitTimeoutError:
         status = self.status()
@@ -362,7 +371,7 @@ class UploadQueue:
         return WaitTimeoutError(
             f"after {timeout or 0:g} s these are not durable: {self.describe_pending()}{why}",
             hint="wait longer; the local files are still there",
-            url=self._store.url,
+            url=self._url,
         )
 
     # Threads. The lock is held in those that say so.
@@ -413,12 +422,9 @@ class UploadQueue:
 
     def _apply_priority(self) -> None:
         """Give every worker its scheduling class. The lock is held."""
-        if not self._polite:
-            return
-        change = priority.make_idle if self._is_idle_class else priority.make_normal
-        for worker in self._workers:
-            if worker.native_id is not None:
-                change(worker.native_id)
+        if self._polite:
+            threads = [worker.native_id for worker in self._workers if worker.native_id is not None]
+            priority.set_all(threads, idle=self._is_idle_class)
 
     def _work(self) -> None:
         """A worker thread: run uploads until there has been none for a while."""
@@ -462,7 +468,7 @@ class UploadQueue:
         """What is not durable, in words."""
         status = self.status()
         files = "1 file" if status.pending_files == 1 else f"{status.pending_files} files"
-        return f"{files} ({status.pending_bytes} bytes) on the way to {self._store.url}"
+        return f"{files} ({status.pending_bytes} bytes) on the way to {self._url}"
 
     def _drain_here(self, timeout_s: float | None) -> None:
         """Work the queue off on the calling thread, for an interpreter that starts no more threads."""
@@ -496,7 +502,7 @@ class UploadQueue:
             self._check_abort(upload)
             source = upload.path if upload.fd is None else upload.fd
             with FileBody(source, growing=upload.growing, on_read=on_read) as body:
-                outcome = send_file(self._store, upload.key, body, overwrite=upload.overwrite)
+                outcome = send_file(self._store(), upload.key, body, overwrite=upload.overwrite)
         except ArtifactSyncError as error:
             self._failed(upload, error)
         except BaseException as error:  # noqa: BLE001 - a thread that dies silently would hang wait()
@@ -551,7 +557,7 @@ class UploadQueue:
         failure = UploadError(
             f"upload of {upload.key} failed after {tries}: {error or type(error).__name__}",
             hint=getattr(error, "hint", "") or "the local file is untouched; upload it again",
-            url=f"{self._store.url}/{upload.key}",
+            url=f"{self._url}/{upload.key}",
         )
         failure.__cause__ = error
         return failure

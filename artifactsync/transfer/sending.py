@@ -10,11 +10,18 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from artifactsync.errors import AlreadyExistsError, ObjectNotFoundError, TransientStoreError, UnknownOutcomeError
+from artifactsync.errors import (
+    AlreadyExistsError,
+    ObjectNotFoundError,
+    TransientStoreError,
+    UnfencedStoreError,
+    UnknownOutcomeError,
+)
 from artifactsync.transfer.hashing import FileDigest
 from artifactsync.transfer.upload import UploadedFile
 
 if TYPE_CHECKING:
+    from artifactsync.errors import ArtifactSyncError
     from artifactsync.stores.protocol import ObjectInfo, Store
     from artifactsync.transfer.hashing import FileBody
 
@@ -50,6 +57,12 @@ def send_file(store: Store, key: str, body: FileBody, *, overwrite: bool) -> Upl
 def _create(store: Store, key: str, body: FileBody) -> ObjectInfo:
     try:
         return store.put_if_absent(key, body)
+    except UnfencedStoreError:  # too large to be created in one request: looking first is the best there is
+        try:
+            found = store.head(key)
+        except ObjectNotFoundError:
+            return store.put(key, body)
+        return _checked(store, key, body, found)
     except (AlreadyExistsError, UnknownOutcomeError) as error:
         try:
             info = store.head(key)
@@ -57,14 +70,21 @@ def _create(store: Store, key: str, body: FileBody) -> ObjectInfo:
             raise TransientStoreError(
                 f"{key} was neither created nor is it there: {error}", url=f"{store.url}/{key}"
             ) from error
-        digest = body.digest_now()
-        if info.size_bytes == digest.size_bytes and _hash_object(store, key, info.size_bytes) == digest:
-            return info
-        raise AlreadyExistsError(
-            f"{key} exists already on {store.url}, with other bytes",
-            hint="choose another remote file name, or pass overwrite=True",
-            url=f"{store.url}/{key}",
-        ) from error
+        return _checked(store, key, body, info, error)
+
+
+def _checked(
+    store: Store, key: str, body: FileBody, info: ObjectInfo, cause: ArtifactSyncError | None = None
+) -> ObjectInfo:
+    """Return what is at the key if it has the body's bytes."""
+    digest = body.digest_now()
+    if info.size_bytes == digest.size_bytes and _hash_object(store, key, info.size_bytes) == digest:
+        return info
+    raise AlreadyExistsError(
+        f"{key} exists already on {store.url}, with other bytes",
+        hint="choose another remote file name, or pass overwrite=True",
+        url=f"{store.url}/{key}",
+    ) from cause
 
 
 def _hash_object(store: Store, key: str, size_bytes: int) -> FileDigest:

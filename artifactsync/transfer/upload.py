@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -166,7 +167,9 @@ class Upload:
                 f"the upload of {self.key} belongs to the process that forked this one",
                 hint="wait for it in the process that submitted it",
             )
-        with self._waiting():
+        # A background thread that waits (to commit what it uploaded) is no sign that training stands still.
+        is_main = threading.current_thread() is threading.main_thread()
+        with self._waiting() if is_main else contextlib.nullcontext():
             try:
                 self.future.exception(timeout)
             except futures.TimeoutError:

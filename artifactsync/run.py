@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from typing_extensions import Self
-
 from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
@@ -52,6 +50,8 @@ from artifactsync.transfer.queue import UploadQueue
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from typing_extensions import Self
 
     from artifactsync.journal.attempt import Attempt, FinishState
     from artifactsync.transfer.upload import Upload, UploadedFile

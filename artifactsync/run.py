@@ -40,7 +40,6 @@ from artifactsync.journal.verification import VerifyReport, verify
 from artifactsync.naming import RunLayout, resolve_run_name
 from artifactsync.naming.layout import safe_local_path
 from artifactsync.stores import open_store
-from artifactsync.stores.filesystem import StoreFileSystem
 from artifactsync.stores.prefix import PrefixStore
 from artifactsync.stores.protocol import Store
 from artifactsync.stores.retry import RetryPolicy, RetryStore
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from artifactsync.journal.attempt import Attempt, FinishState
+    from artifactsync.stores.filesystem import StoreFileSystem
     from artifactsync.transfer.upload import Upload, UploadedFile
 
 __all__ = [
@@ -185,6 +185,8 @@ class Run:
     @property
     def fs(self) -> StoreFileSystem:
         """The run's remote folder as an fsspec file system: plain objects, journal included."""
+        from artifactsync.stores.filesystem import StoreFileSystem  # noqa: PLC0415 - fsspec is slow to import
+
         return StoreFileSystem(PrefixStore(self._store, self.name))
 
     def catalogue(self) -> Catalogue:

@@ -277,12 +277,12 @@ def test_a_store_without_put_if_absent_is_refused(tmp_path: Path) -> None:
 def test_a_store_that_is_down_for_a_while_costs_nothing(tmp_path: Path) -> None:
     faulty = FaultyStore(open_store(tmp_path / "remote"))
     run = Run("exp7", remote=faulty, local_root=tmp_path / "runs")
-    faulty._plan.faults = [Fault(kind="unreachable", times=12, operations={"put", "head", "put_if_absent"})]
+    faulty._plan.faults = [Fault(kind="unreachable", times=5, operations={"put", "head", "put_if_absent"})]
     pending = run.save_files([write(run, "a.pt", b"x")], step=1)
     run.push(write(run, "log.txt", b"x"))
     assert pending.result(60).step == 1
     run.close(60)
-    assert faulty.faults_hit >= 12
+    assert faulty.faults_hit >= 5
     assert run.verify(deep=True).ok
 
 
@@ -311,6 +311,7 @@ def start(code: str, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=cwd,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

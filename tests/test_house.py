@@ -194,7 +194,7 @@ def test_files_that_documents_name_are_there(document):
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_that_documents_name_are_there(document):
     text = document.read_text(encoding="utf-8")
-    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+    for path, name in re.findall(r"`((?:tests|artifactsync)/[\w/]+\.py)::(\w+)`", text):
         assert re.search(rf"\b(def|class) {name}\b", (ROOT / path).read_text(encoding="utf-8")), f"{path}::{name}"
 
 

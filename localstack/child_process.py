@@ -12,21 +12,24 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 HOST = "127.0.0.1"
 _POLL_S = 0.02
 _STOP_S = 5.0
-_LOG_TAIL_LINES = 12
+_LAST_LINES = 3
+_TELLING = re.compile(r"^F\d{4} |^panic:|^\w*Error\b|\b(fatal|error|failed)\b", re.IGNORECASE)
+_PID_FILE = "server.pid"
 
 # Run in the child before the server itself: asks Linux to kill this process when its parent dies, then becomes the
 # server. A small program instead of preexec_fn, which may deadlock in a parent with threads. The parent may have died
@@ -92,9 +95,9 @@ class ChildProcess:
     def __init__(
         self, command: Sequence[str], *, log: Path, environment: Mapping[str, str], outlives_parent: bool = False
     ) -> None:
-        self._name = os.path.basename(command[0])  # noqa: PTH119 - a str in, a str out
-        self._log = log
+        self._name = Path(command[0]).name
         leash = [] if outlives_parent else [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid())]
+        self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*leash, *command],
@@ -105,6 +108,9 @@ class ChildProcess:
                 cwd=log.parent,
                 start_new_session=True,
             )
+        if outlives_parent:
+            # For end_leftover, should this process be killed before it can tell anybody.
+            (log.parent / _PID_FILE).write_text(f"{self.pid} {process_started(self.pid)}")
 
     @property
     def pid(self) -> int:
@@ -121,12 +127,12 @@ class ChildProcess:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise PortTakenError(f"{self._name} ended with code {self._process.returncode}: {self._log_tail()}")
+                raise PortTakenError(f"{self._name} ended with code {self._process.returncode}: {self._last_words()}")
             with contextlib.suppress(OSError):
                 if is_ready():
                     return
             time.sleep(_POLL_S)
-        raise ServerError(f"{self._name} was not ready after {timeout_s:.0f} s: {self._log_tail()}")
+        raise ServerError(f"{self._name} was not ready after {timeout_s:.0f} s: {self._last_words()}")
 
     def stop(self) -> None:
         """End the process and its group: asked first, killed after some seconds. Idempotent."""
@@ -144,9 +150,11 @@ class ChildProcess:
             return False
         return True
 
-    def _log_tail(self) -> str:
-        lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
-        return " | ".join(line.strip() for line in lines[-_LOG_TAIL_LINES:] if line.strip()) or "it wrote no log"
+    def _last_words(self) -> str:
+        """Return the line of its log that says what is wrong, else the last lines, as one line."""
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        telling = [line for line in lines if _TELLING.search(line)]
+        return " | ".join(telling[:1] or lines[-_LAST_LINES:]) or "it wrote no log"
 
 
 def stop_group(pid: int, *, wait: Callable[[float], bool]) -> None:
@@ -166,3 +174,42 @@ def stop_group(pid: int, *, wait: Callable[[float], bool]) -> None:
 def _signal_group(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
+
+
+def process_started(pid: int) -> str | None:
+    """Return when a process began, in the system's own words; None if there is none or it has ended.
+
+    Together with the process id it names one process for ever, also when the id was given to another.
+    """
+    if sys.platform == "linux":
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        state, started = fields[0], fields[19]
+        return None if state in "ZX" else started
+    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    state, _, started = answer.stdout.strip().partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def end_process(pid: int, started: str) -> None:
+    """End the group of a process that another program started, if it is still that process."""
+
+    def wait(timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while process_started(pid) == started:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    if process_started(pid) == started:
+        stop_group(pid, wait=wait)
+
+
+def end_leftover(folder: Path) -> None:
+    """End the server that still uses a folder although whoever started it was killed before it was ready."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid, _, started = (folder / _PID_FILE).read_text().partition(" ")
+        end_process(int(pid), started)

@@ -16,6 +16,7 @@ use, is ready in 2 to 6 seconds, takes any credentials and forgets everything at
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -28,8 +29,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent))  # for who imports this file from elsewhere
 
 import programs
-from child_process import is_free
-from cloud_state import CloudState, RunningServer, process_started
+from child_process import HOST, is_free, process_started
+from cloud_state import CloudState, RunningServer
 from servers import FakeGCS, LocalStack, SeaweedFS, Server, ServerError
 
 if TYPE_CHECKING:
@@ -89,8 +90,16 @@ def _throw_away(server_class: type[Server]) -> Iterator[Remote]:
         yield Remote(url=url, storage_options=server.storage_options, environment=exports, server=server)
 
 
-def up(folder: Path, *, s3_kind: str = "auto", with_gcs: bool = True) -> dict[str, RunningServer]:
+def up(
+    folder: Path, *, s3_kind: str = "auto", with_gcs: bool = True, outlives_us: bool = True
+) -> dict[str, RunningServer]:
     """Start what does not run yet, make the buckets, and leave the servers running.
+
+    Args:
+        folder: For state and data.
+        s3_kind: ``seaweedfs``, ``localstack`` or ``auto``.
+        with_gcs: Whether Google Cloud Storage is wanted too.
+        outlives_us: Whether the servers go on when this process ends.
 
     Raises:
         ServerError: A server cannot be started; what this call started is ended again.
@@ -109,7 +118,7 @@ def up(folder: Path, *, s3_kind: str = "auto", with_gcs: bool = True) -> dict[st
         try:
             for scheme, kind in wanted.items():
                 if scheme not in running:
-                    server = _CLASSES[kind](folder / kind, port=_port(scheme), outlives_parent=True)
+                    server = _CLASSES[kind](folder / kind, port=_port(scheme), outlives_parent=outlives_us)
                     started.append(server)
                     server.make_bucket(BUCKET)
                     running[scheme] = _record(kind, server)
@@ -151,6 +160,16 @@ def exports(running: Mapping[str, RunningServer]) -> list[str]:
     return lines
 
 
+def _compose_servers() -> dict[str, RunningServer]:
+    """Return what ``compose.yaml`` starts: the same servers at their known ports, no processes of ours."""
+    found = {}
+    for scheme, kind in {"s3": "localstack", "gs": "fake-gcs"}.items():
+        url = f"http://{HOST}:{_PORTS[scheme]}"
+        exported = _CLASSES[kind].environment_at(url)
+        found[scheme] = RunningServer(kind=kind, pid=0, started="", endpoint_url=url, environment=exported)
+    return found
+
+
 def _record(kind: str, server: Server) -> RunningServer:
     return RunningServer(
         kind=kind,
@@ -186,10 +205,10 @@ def _say(text: str) -> None:
 
 def _up_command(options: argparse.Namespace) -> int:
     done = threading.Event()
-    if options.foreground:  # before anything is started, so that no signal finds us half way
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: done.set())
-    running = up(options.folder, s3_kind=options.s3, with_gcs=not options.no_gcs)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Before anything is started: a signal on the way ends what was started, by SystemExit.
+        signal.signal(number, (lambda *_: done.set()) if options.foreground else (lambda got, _: sys.exit(128 + got)))
+    running = up(options.folder, s3_kind=options.s3, with_gcs=not options.no_gcs, outlives_us=not options.foreground)
     print("\n".join(exports(running)), flush=True)
     if options.foreground:
         _say("Running. Ctrl-C ends it.")
@@ -200,6 +219,9 @@ def _up_command(options: argparse.Namespace) -> int:
 
 
 def _env_command(options: argparse.Namespace) -> int:
+    if options.compose:
+        print("\n".join(exports(_compose_servers())))
+        return 0
     running = CloudState(options.folder).read()
     dead = [server.kind for server in running.values() if not server.is_alive()]
     if not running or dead:
@@ -221,7 +243,10 @@ def _status_command(options: argparse.Namespace) -> int:
 
 def _down_command(options: argparse.Namespace) -> int:
     ended = down(options.folder)
-    _say(f"Ended {' and '.join(ended)}. Their data is kept in {options.folder}." if ended else "Nothing was running.")
+    kept = [kind for kind in ended if kind != "localstack"]
+    _say(f"Ended {' and '.join(ended)}." if ended else "Nothing was running.")
+    if kept:
+        _say(f"The data of {' and '.join(kept)} is kept in {options.folder}; remove the folder to be rid of it.")
     return 0
 
 
@@ -242,11 +267,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--s3", choices=("auto", "seaweedfs", "localstack"), default="auto")
             command.add_argument("--no-gcs", action="store_true", help="start S3 alone")
             command.add_argument("--foreground", action="store_true", help="stay, and end the servers on Ctrl-C")
+        if name == "env":
+            command.add_argument("--compose", action="store_true", help="for the servers of compose.yaml")
     options = parser.parse_args(arguments)
     options.folder = options.folder.absolute()
     try:
         return int(options.action(options))
     except ServerError as error:
+        _say(f"error: {error}")
+        return 1
+    except BrokenPipeError:  # the reader of our output left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
         _say(f"error: {error}")
         return 1
 

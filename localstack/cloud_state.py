@@ -1,6 +1,6 @@
 """What ``cloud.py up`` leaves behind for ``env``, ``status`` and ``down``: one JSON file, and who is still alive.
 
-Owns: the state file and its lock, the identity of processes. Does not own: starting servers (``servers``).
+Owns: the state file and its lock. Does not own: servers (``servers``) and processes (``child_process``).
 
 Invariant: no process is ever signalled whose start time differs from the recorded one, so a process id that was
 given to somebody else after a crash or a reboot is safe.
@@ -10,20 +10,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import subprocess
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from child_process import ServerError, stop_group
+from child_process import ServerError, end_process, process_started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_POLL_S = 0.02
+    from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +42,7 @@ class RunningServer:
 
     def stop(self) -> None:
         """End the process if it is still this one."""
-        if self.is_alive():
-            stop_group(self.pid, wait=self._wait)
-
-    def _wait(self, timeout_s: float) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while self.is_alive():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_S)
-        return True
+        end_process(self.pid, self.started)
 
 
 class CloudState:
@@ -79,6 +65,7 @@ class CloudState:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / ".gitignore").write_text("*\n")
             lock = (self.folder / "lock").open("w")
         except OSError as error:
             raise ServerError(f"cannot use {self.folder}: {error.strerror}") from error
@@ -115,17 +102,3 @@ class CloudState:
     def forget(self) -> None:
         """Remove the file."""
         self._file.unlink(missing_ok=True)
-
-
-def process_started(pid: int) -> str | None:
-    """Return when a process began, or None if there is none, or only what is left of one that ended."""
-    if os.path.exists("/proc/self/stat"):  # noqa: PTH110 - a constant, not a path of ours
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        state, started = fields[0], fields[19]
-        return None if state in "ZX" else started
-    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    state, _, started = answer.stdout.strip().partition(" ")
-    return None if not state or state.startswith("Z") else started.strip()

@@ -1,9 +1,7 @@
 """The five servers that stand in for the clouds, each a child process on loopback, none in Docker.
 
 Owns: how each is started, asked whether it is ready, given a bucket, and what a user must export to use it.
-Does not own: processes and ports (``child_process``), programs (``programs``), the laptop cloud (``cloud``).
-
-Invariant: a server that was constructed is ready; ``stop`` leaves neither process nor temporary folder behind.
+Does not own: starting and ending (``server``), programs (``programs``), the laptop cloud (``cloud``).
 
 =============  ===========================================  ================================================
 class          stands for                                   not like the real one in
@@ -19,24 +17,17 @@ Azurite        Azure Blob Storage                           nothing that matters
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import tempfile
 import urllib.request
-from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import programs
-from child_process import HOST, ChildProcess, PortTakenError, ServerError, free_ports
+from child_process import HOST, ServerError, free_ports
+from server import Server
 from signing import send, sign_azure_container, sign_s3
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
+    from collections.abc import Mapping
 
 __all__ = ["Azurite", "FakeGCS", "LocalStack", "Moto", "SeaweedFS", "Server", "ServerError"]
 
@@ -49,133 +40,7 @@ PROJECT = "laptop"
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-_START_TRIES = 3
-_OK, _CREATED, _CONFLICT = 200, 201, 409
-
-
-class Server(ABC):
-    """A running server; ready when constructed. Also a context manager.
-
-    Args:
-        folder: Where its data and log are kept. A temporary folder that ``stop`` removes when None.
-        port: The port to listen on; a free one when None.
-        outlives_parent: Whether it goes on when this process ends.
-
-    Raises:
-        ServerError: It is not installed or does not start; one line that says why.
-    """
-
-    scheme: ClassVar[str]
-    ready_timeout_s: ClassVar[float] = 30.0
-
-    def __init__(self, folder: Path | None = None, *, port: int | None = None, outlives_parent: bool = False) -> None:
-        self._temporary = None if folder else Path(tempfile.mkdtemp(prefix="artifactsync-server-"))
-        self.folder = folder or self._temporary
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._process = self._start(port, outlives_parent=outlives_parent)
-        except BaseException:
-            self._forget()
-            raise
-
-    @property
-    def origin(self) -> str:
-        """Where it listens, ``http://127.0.0.1:PORT``."""
-        return f"http://{HOST}:{self.port}"
-
-    @property
-    def endpoint_url(self) -> str:
-        """What its clients call the endpoint."""
-        return self.origin
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._process.pid
-
-    @property
-    @abstractmethod
-    def storage_options(self) -> dict[str, str]:
-        """What to give to ``open_store`` beside the URL."""
-
-    @property
-    @abstractmethod
-    def environment(self) -> dict[str, str]:
-        """The variables a user would export."""
-
-    @abstractmethod
-    def command(self) -> Sequence[str]:
-        """Return the program and its arguments, for the server to listen on ``self.port``."""
-
-    @abstractmethod
-    def is_ready(self) -> bool:
-        """Ask the server whether it is ready; an ``OSError`` means no."""
-
-    @abstractmethod
-    def make_bucket(self, name: str) -> str:
-        """Make a bucket and return its URL. No error if it exists.
-
-        Raises:
-            ServerError: The server refused.
-        """
-
-    def stop(self) -> None:
-        """End the server; at once if its data is temporary. Idempotent."""
-        if self._temporary is None:
-            self._process.stop()
-        else:
-            self._process.kill()
-            self._forget()
-
-    def kill(self) -> None:
-        """End the server at once, as a power cut would; its data stays until ``stop``."""
-        self._process.kill()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _choose_ports(self, port: int | None) -> None:
-        self.port = port or free_ports(1)[0]
-
-    def _process_environment(self) -> Mapping[str, str]:
-        """Return the server's own environment: nothing of the user's clouds, proxies or Python."""
-        kept = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT")
-        return {name: os.environ[name] for name in kept if name in os.environ}
-
-    def _start(self, port: int | None, *, outlives_parent: bool) -> ChildProcess:
-        for tries_left in reversed(range(_START_TRIES)):
-            self._choose_ports(port)
-            process = ChildProcess(
-                self.command(),
-                log=self.folder / "server.log",
-                environment=self._process_environment(),
-                outlives_parent=outlives_parent,
-            )
-            try:
-                process.wait_until(self.is_ready, timeout_s=self.ready_timeout_s)
-            except PortTakenError:
-                process.stop()
-                if port or not tries_left:
-                    raise
-            except BaseException:
-                process.stop()
-                raise
-            else:
-                return process
-        raise AssertionError
-
-    def _forget(self) -> None:
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _expect(self, status: int, what: str) -> None:
-        if status not in {_OK, _CREATED, _CONFLICT}:
-            raise ServerError(f"{type(self).__name__} answered {status} to {what}")
+_OK = 200
 
 
 class _S3Server(Server):
@@ -185,12 +50,12 @@ class _S3Server(Server):
     def storage_options(self) -> dict[str, str]:
         return {"key": KEY, "secret": SECRET, "endpoint_url": self.endpoint_url, "region": REGION}
 
-    @property
-    def environment(self) -> dict[str, str]:
+    @classmethod
+    def environment_at(cls, endpoint_url: str) -> dict[str, str]:
         return {
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_ENDPOINT_URL": endpoint_url,
             "AWS_REGION": REGION,
             "AWS_DEFAULT_REGION": REGION,  # boto3 reads this one, other SDKs the one above
         }
@@ -219,6 +84,7 @@ class SeaweedFS(_S3Server):
             "master.port": self._master,
             "master.telemetry": "false",
             "volume.port": self._volume,
+            "volume.preStopSeconds": 0,  # nobody else has to learn that it stops
             "filer.port": self._filer,
             "s3.port": self.port,
             "s3.port.grpc": self._s3_grpc,
@@ -291,11 +157,11 @@ class FakeGCS(Server):
         """See ``Server``."""
         return {"endpoint_url": self.endpoint_url, "project": PROJECT, "token": "anon"}
 
-    @property
-    def environment(self) -> dict[str, str]:
+    @classmethod
+    def environment_at(cls, endpoint_url: str) -> dict[str, str]:
         """See ``Server``."""
         return {
-            "STORAGE_EMULATOR_HOST": self.endpoint_url,
+            "STORAGE_EMULATOR_HOST": endpoint_url,
             "GOOGLE_CLOUD_PROJECT": PROJECT,
             "NO_GCE_CHECK": "true",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # gcsfs asks for what the server lacks: 40 s a call
@@ -334,16 +200,16 @@ class Azurite(Server):
         """See ``Server``."""
         return {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY, "endpoint_url": self.endpoint_url}
 
-    @property
-    def environment(self) -> dict[str, str]:
+    @classmethod
+    def environment_at(cls, endpoint_url: str) -> dict[str, str]:
         """See ``Server``."""
         account = f"AccountName={AZURE_ACCOUNT};AccountKey={AZURE_KEY}"
         return {
             "AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT,
             "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY,
-            "AZURE_STORAGE_ENDPOINT": self.endpoint_url,
+            "AZURE_STORAGE_ENDPOINT": endpoint_url,
             "AZURE_STORAGE_CONNECTION_STRING": (
-                f"DefaultEndpointsProtocol=http;{account};BlobEndpoint={self.endpoint_url};"
+                f"DefaultEndpointsProtocol=http;{account};BlobEndpoint={endpoint_url};"
             ),
         }
 

@@ -56,7 +56,7 @@ class User:
         try:
             state = json.loads(self.state_file.read_text())
             return {scheme: server["pid"] for scheme, server in state["servers"].items()}
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return {}
 
 

@@ -136,6 +136,8 @@ class LocalStore:
         with (
             self._errors(folder),
             contextlib.suppress(FileNotFoundError),
+            # A file, or a link, has nothing below it; but the root itself must be a folder.
+            contextlib.suppress(NotADirectoryError) if folder and self.root.is_dir() else contextlib.nullcontext(),
             self._open_folder(folder.split("/")[:-1]) as fd,
             os.scandir(fd) as found,
         ):

@@ -174,7 +174,8 @@ class ObjectStore:
             return
         with self._errors(""):
             for chunk in obstore.list(self._lanes.ask, folder or None, offset=start_after or None):
-                yield from (_info(meta) for meta in chunk if meta["path"].startswith(prefix))
+                # obstore ignores the offset for Azure, and knows only whole folders as prefixes.
+                yield from (_info(m) for m in chunk if m["path"].startswith(prefix) and m["path"] > start_after)
 
     def list_folders(self, prefix: str = "") -> Sequence[str]:
         """Return the names of the direct sub-folders. See ``Store.list_folders``."""

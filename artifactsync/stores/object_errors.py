@@ -100,8 +100,10 @@ class Answer:
 
     def _access(self) -> ArtifactSyncError | None:
         url = self.url
-        if self.code in _CREDENTIAL_CODES or (self.status == HTTPStatus.UNAUTHORIZED and not self.code):
-            hint = "check AWS_ACCESS_KEY_ID, AWS_PROFILE or storage_options (Azure: AZURE_*); renew expired tokens"
+        is_unknown = self.code in _CREDENTIAL_CODES or "failed to authenticate" in self.detail
+        if is_unknown or (self.status == HTTPStatus.UNAUTHORIZED and not self.code):
+            names = "AZURE_*" if url.startswith("az:") else "AWS_ACCESS_KEY_ID, AWS_PROFILE"
+            hint = f"check {names} or storage_options; renew expired tokens"
             return CredentialsError(f"the credentials for {url} were refused: {self._why}", hint=hint, url=url)
         if self.status == HTTPStatus.FORBIDDEN and self.code != "RequestTimeTooSkewed":
             hint = "these credentials need a policy that allows it (artifactsync doctor says which)"
@@ -138,15 +140,15 @@ class Answer:
     def _indefinite(self) -> ArtifactSyncError:
         """Something broke, or the service is busy."""
         url = self.url
+        name = "AZURE_STORAGE_ENDPOINT" if url.startswith("az:") else "AWS_ENDPOINT_URL"
+        hint = f"check the endpoint ({name}, or endpoint_url in storage_options) and the network"
         if self.is_connecting:
-            hint = "check the endpoint (AWS_ENDPOINT_URL, endpoint_url) and the network"
             return RemoteUnreachableError(f"{url} cannot be reached: {self._why}", hint=hint, url=url)
         is_throttled = self.status in _THROTTLE_STATUSES
         surely_refused = self.status == HTTPStatus.TOO_MANY_REQUESTS or self.code in _UNDECIDED_CODES - _CONFLICT_CODES
         if self.is_create and not surely_refused:
             return UnknownOutcomeError(f"whether {url} was created is unknown: {self._why or 'no answer'}", url=url)
         if self.status is None and not self.code:
-            hint = "check the endpoint (AWS_ENDPOINT_URL, endpoint_url) and the network"
             return RemoteUnreachableError(f"{url} did not answer: {self._why}", hint=hint, url=url)
         pause_s = self.retry_after_s or (THROTTLED_PAUSE_S if is_throttled else None)
         return TransientStoreError(f"{url}: {self._why}", url=url, retry_after_s=pause_s)
@@ -237,7 +239,7 @@ def _implied_status(error: BaseException) -> int | None:
 
 def _tag(name: str, text: str) -> str:
     found = re.search(rf"<{name}>([^<]*)</{name}>", text)
-    return found[1].strip() if found else ""
+    return " ".join(found[1].split("\n", 1)[0].split()) if found else ""
 
 
 def _transport_words(text: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+from datetime import timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,16 +62,29 @@ class S3ObjectStore(ObjectStore):
         split_key(key)
         return self._create_in_parts(key, body)
 
+    @property
+    def ordered_listing(self) -> bool:  # type: ignore[override] # which service it is decides
+        """Whether ``list`` is in key order: AWS promises it; others have been seen to list folder by folder."""
+        return self._settings.endpoint_url is None
+
     def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose key starts with ``prefix``. See ``Store.list``."""
+        if not start_after.startswith(prefix):
+            if start_after > prefix:
+                return
+            start_after = ""
+        passed_over = [] if self.ordered_listing else _folders_passed_over(prefix, start_after)
+        for folder in passed_over:
+            yield from self._list(folder, "", [])
+        yield from self._list(prefix, start_after, passed_over)
+
+    def _list(self, prefix: str, start_after: str, known: Sequence[str]) -> Iterator[ObjectInfo]:
         for page in self._pages(Prefix=prefix, StartAfter=start_after):
             for found in page.get("Contents", ()):
-                yield ObjectInfo(
-                    key=found["Key"],
-                    size_bytes=found["Size"],
-                    modified_at=found["LastModified"],
-                    etag=found.get("ETag"),
-                )
+                key = found["Key"]
+                if key > start_after and not key.startswith(tuple(known)):
+                    at = found["LastModified"].astimezone(timezone.utc)
+                    yield ObjectInfo(key=key, size_bytes=found["Size"], modified_at=at, etag=found.get("ETag"))
 
     def list_folders(self, prefix: str = "") -> Sequence[str]:
         """Return the names of the direct sub-folders. See ``Store.list_folders``."""
@@ -159,6 +173,18 @@ def s3_store(bucket: str, storage_options: Mapping[str, Any]) -> S3ObjectStore:
         CredentialsError: there are none.
     """
     return S3ObjectStore(bucket, read_s3_settings(storage_options))
+
+
+def _folders_passed_over(prefix: str, start_after: str) -> list[str]:
+    """Folders that sort after ``start_after`` as strings, but before it where a service lists folder by folder.
+
+    ``a/b`` is greater than ``a-x``, but such a service (SeaweedFS) gives the folder ``a/`` first, and asked to start
+    after ``a-x`` it leaves ``a/b`` out.
+    """
+    ends = [at for at in range(max(1, len(prefix)), len(start_after)) if start_after[at] < "/"]
+    if start_after:
+        ends.append(len(start_after))
+    return [start_after[:at] + "/" for at in ends if start_after[at - 1] != "/"]
 
 
 def _lanes(bucket: str, settings: S3Settings) -> Lanes:

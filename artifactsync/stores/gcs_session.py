@@ -121,26 +121,38 @@ def _from_token(token: Any, url: str) -> google.auth.credentials.Credentials:
 
         token = json.loads(Path(token).expanduser().read_text(encoding="utf-8"))
     kind = token.get("type") if isinstance(token, dict) else None
+    credentials: google.auth.credentials.Credentials
     if kind == "service_account":
-        return google.oauth2.service_account.Credentials.from_service_account_info(token, scopes=[_SCOPE])
-    if kind == "authorized_user":
-        return google.oauth2.credentials.Credentials.from_authorized_user_info(token, scopes=[_SCOPE])
-    raise CredentialsError(
-        f"the token given for {url} is neither a service account's nor a user's key",
-        hint="for other kinds set GOOGLE_APPLICATION_CREDENTIALS to the file",
-        url=url,
-    )
+        credentials = google.oauth2.service_account.Credentials.from_service_account_info(token, scopes=[_SCOPE])
+    elif kind == "authorized_user":
+        credentials = google.oauth2.credentials.Credentials.from_authorized_user_info(token, scopes=[_SCOPE])
+    else:
+        raise CredentialsError(
+            f"the token given for {url} is neither a service account's nor a user's key",
+            hint="for other kinds set GOOGLE_APPLICATION_CREDENTIALS to the file",
+            url=url,
+        )
+    return credentials
 
 
-class _BoundedRequest(google.auth.transport.requests.Request):  # type: ignore[misc]  # google-auth ships no types here
+class _BoundedRequest(google.auth.transport.requests.Request):
     """A request whose tries together take no longer than the budget: google-auth alone would look for 12 s."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ends_at = time.monotonic() + _METADATA_BUDGET_S
 
-    def __call__(self, url: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
         left_s = self._ends_at - time.monotonic()
         if left_s <= 0:
             raise google.auth.exceptions.TransportError("no metadata server answers")
-        return super().__call__(url, *args, timeout=min(timeout or left_s, left_s), **kwargs)
+        bounded_s = min(timeout or left_s, left_s)
+        return super().__call__(url, method, body, headers, bounded_s, **kwargs)  # type: ignore[no-untyped-call]  # theirs

@@ -18,6 +18,7 @@ from artifactsync.errors import (
     ObjectNotFoundError,
     StoreError,
     TransientStoreError,
+    UnfencedStoreError,
     UnknownOutcomeError,
 )
 from artifactsync.stores.protocol import Capabilities
@@ -52,7 +53,7 @@ def _find_fault(store: Store, key: str, first: bytes, second: bytes) -> str:
         _create(store, key, first)
     except (TransientStoreError, DiskFullError):
         raise
-    except StoreError as error:
+    except (StoreError, UnfencedStoreError) as error:
         return f"a create-only write of a new key failed: {error.message}"
     if _read(store, key) != first:
         return "a create-only write of a new key was answered with success, but its bytes are not there"

@@ -90,10 +90,11 @@ class SeaweedFS(_S3Server):
             "s3.port.grpc": self._s3_grpc,
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
+            "s3.autoCreateBucket": "false",  # a missing bucket is missing, as on AWS
             "webdav": "false",
             "admin.ui": "false",
-            "admin.port": 0,
-            "admin.port.grpc": self._admin,  # else 10000 for everybody
+            "admin.port": self._admin,  # not 0: it waits two minutes for its admin server, then gives up and ends
+            "admin.port.grpc": self._admin + 10_000,
         }
         return [programs.seaweedfs(), "mini", *(f"-{name}={value}" for name, value in flags.items())]
 

@@ -265,6 +265,9 @@ class UploadQueue:
         with self._changed:
             self._watchers += 1
             self._apply_priority()
+            if not self._was_answered:
+                self._schedule.hurry()  # a remote that was never heard of: find out now, not after the pause
+                self._changed.notify_all()
         try:
             yield
         finally:
@@ -403,7 +406,9 @@ class UploadQueue:
                     self._ensure_threads()
                     self._changed.notify_all()
                 self._check_starvation(now)
-                timeout_s = _TICK_S if due_s is None else min(_TICK_S, max(0.0, due_s - now))
+                timeout_s = _TICK_S if due_s is None else max(0.0, due_s - now)
+                if self._schedule.running():
+                    timeout_s = min(timeout_s, _TICK_S)
                 wait_on(self._changed, timeout_s, self._clock)
             self._is_starved = False
             self._keeper = None
@@ -533,7 +538,7 @@ class UploadQueue:
                 or self._patience.gives_up(
                     error,
                     attempts=upload.attempts,
-                    since_first_try_s=now - (upload.first_try_s or now),
+                    since_first_try_s=now - (now if upload.first_try_s is None else upload.first_try_s),
                     never_answered=not self._was_answered,
                     is_watched=self._watchers > 0,
                 )

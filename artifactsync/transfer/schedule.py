@@ -31,6 +31,7 @@ class Schedule:
     """
 
     def __init__(self, max_running: int) -> None:
+        self._is_alone = max_running == 1
         self._big_limit = max_running if max_running == 1 else max_running - max(1, max_running // 4)
         self._lanes: dict[str, deque[Upload]] = {}
         self._states: dict[str, _State] = {}
@@ -102,6 +103,11 @@ class Schedule:
                 self._make_ready(key)
         return self._delayed[0][0] if self._delayed else None
 
+    def hurry(self) -> None:
+        """Make everything that is delayed due at once."""
+        self._delayed = [(float("-inf"), order, key) for _, order, key in self._delayed]
+        heapq.heapify(self._delayed)
+
     def remove(self, upload: Upload) -> bool:
         """Take a waiting upload out of the line; False if it is running or gone."""
         lane = self._lanes.get(upload.key)
@@ -133,7 +139,8 @@ class Schedule:
         may_big = bool(self._big) and len(self._running_big) < self._big_limit
         if may_big and self._small:
             # Both wait: a big one first if none is running, else turn by turn.
-            self._was_big = not self._running_big or not self._was_big
+            is_none_running = not self._running_big and not self._is_alone
+            self._was_big = is_none_running or not self._was_big
             return self._big.popleft() if self._was_big else self._small.popleft()
         if may_big:
             return self._big.popleft()

@@ -84,6 +84,7 @@ class SeaweedFS(_S3Server):
             "master.port": self._master,
             "master.telemetry": "false",
             "volume.port": self._volume,
+            "volume.max": 1_000,  # each bucket takes at least one; the default depends on the free disk space
             "volume.preStopSeconds": 0,  # nobody else has to learn that it stops
             "filer.port": self._filer,
             "s3.port": self.port,

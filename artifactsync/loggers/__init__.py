@@ -1,1 +1,9 @@
-"""Where metrics and text go: files, the console, experiment trackers."""
+"""Where metrics go: a file mirrored under the run, and the terminal."""
+
+from __future__ import annotations
+
+from artifactsync.loggers.console_logger import ConsoleLogger
+from artifactsync.loggers.file_logger import FileLogger
+from artifactsync.loggers.logger import LogContext, Logger, LoggerDestination
+
+__all__ = ["ConsoleLogger", "FileLogger", "LogContext", "Logger", "LoggerDestination"]

@@ -1,0 +1,222 @@
+"""``Run.save`` and ``Run.resume``: training state to a committed checkpoint, and back.
+
+Owns: when a snapshot is taken, who writes it, and which checkpoint a resume takes. Does not own: uploading and the
+commit (``run``), the copy (``snapshot``), the file (``write``).
+
+Invariant: the caller's thread only copies. A snapshot is written on a thread of its own, apart from publication, so
+an outage of the remote delays commits and never the next save; its memory is used again once its file is on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from artifactsync.batch import rank
+from artifactsync.checkpoint.load import load_file, restore
+from artifactsync.checkpoint.snapshot import Snapshot, SnapshotBuffers, take_snapshot
+from artifactsync.checkpoint.write import WrittenFile, point_latest, write_snapshot
+from artifactsync.errors import CheckpointNotFoundError, DamagedError
+from artifactsync.naming import format_name
+from artifactsync.run import LocalFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from artifactsync.checkpoint.local_run import LocalRun
+    from artifactsync.run import Checkpoint, PendingCheckpoint, Run
+
+DEFAULT_FILE = "checkpoints/ep{epoch}-ba{batch}-rank{rank}.pt"
+"""Template of a checkpoint's file below the run's folder."""
+LATEST_FILE = "latest-rank{rank}.pt"
+"""Template of the advisory symlink beside the newest checkpoint file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """What a resume found."""
+
+    checkpoint: Checkpoint
+    """The committed checkpoint."""
+    state: Any
+    """What was saved in it, as plain containers and tensors. The objects given to ``resume`` are loaded already."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was saved."""
+        return self.checkpoint.step
+
+
+def save_state(
+    run: Run | LocalRun,
+    state: Any,
+    *,
+    step: int,
+    name: str | None = None,
+    epoch: int | None = None,
+    batch: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+    path: str | None = None,
+    barrier: Callable[[], None] | None = None,
+) -> PendingCheckpoint:
+    """Save training state as a checkpoint of ``run``; returns when it is copied.
+
+    One snapshot is in flight: while the file of the last one is still being written, this call waits for that.
+
+    Args:
+        run: An open, writable run.
+        state: Nested dicts, lists and tuples of tensors, numbers, strings, or objects with ``state_dict()``.
+        step: Optimizer steps done.
+        name: Name of the checkpoint; ``ep{epoch}-ba{batch}`` if None.
+        epoch: Epochs done; 0 if None.
+        batch: Batches done; ``step`` if None.
+        metrics: Numbers by which ``Run.best`` can choose.
+        path: The file, below the run's folder; :data:`DEFAULT_FILE` if None.
+        barrier: Called on the publication thread before the commit; what it waits for is durable earlier.
+
+    Raises:
+        ConfigurationError: the state holds something that cannot be loaded again with ``weights_only=True``.
+        RunFencedError: a later attempt owns the run.
+    """
+    epoch = 0 if epoch is None else epoch
+    batch = step if batch is None else batch
+    if path is None:
+        path = format_name(DEFAULT_FILE, run_name=run.name, epoch=epoch, batch=batch, rank=rank())
+    local = run.local_dir.joinpath(*path.split("/"))
+    link = local.with_name(format_name(LATEST_FILE, run_name=run.name, rank=rank()))
+    saver = _saver_of(run)
+
+    def submit(written: Future[WrittenFile]) -> PendingCheckpoint:
+        def prepare() -> Sequence[LocalFile]:
+            file = written.result()
+            if barrier is not None:
+                barrier()
+            return [LocalFile(path=path, local=file.path, size_bytes=file.size_bytes, sha256=file.sha256)]
+
+        return run.save_prepared(prepare, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics)
+
+    return saver.save(state, local, link, submit)
+
+
+def resume_state(
+    run: Run | LocalRun, state: Any = None, *, map_location: Any = "cpu", strict: bool = True
+) -> Resumed | None:
+    """Load the newest committed checkpoint of ``run``.
+
+    A checkpoint whose bytes are damaged is passed over with a warning, and the one before it is taken.
+
+    Args:
+        run: The run.
+        state: Objects to load in place, in the form that was saved; None only reads.
+        map_location: As ``torch.load`` takes it.
+        strict: Whether everything in ``state`` must be in the checkpoint.
+
+    Returns:
+        What was resumed; None if the run has no checkpoint yet.
+
+    Raises:
+        DamagedError: no checkpoint of the run is whole.
+        ConfigurationError: the checkpoint does not fit ``state``.
+    """
+    candidates = sorted(run.checkpoints(), key=lambda c: (c.attempt, c.step, c.seq), reverse=True)
+    damage: DamagedError | None = None
+    for checkpoint in candidates:
+        try:
+            saved = load_file(_state_file(run.ensure_local(checkpoint), checkpoint), map_location=map_location)
+        except DamagedError as error:
+            damage = error
+            warnings.warn(
+                f"checkpoint {checkpoint.name!r} of run {run.name!r} is damaged and was passed over: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            continue
+        if state is not None:
+            restore(state, saved, strict=strict)
+        return Resumed(checkpoint=checkpoint, state=saved)
+    if damage is not None:
+        raise DamagedError(
+            f"none of the {len(candidates)} checkpoints of run {run.name!r} is whole; the oldest one: {damage}",
+            hint="run `artifactsync verify --deep`, and restore the files or start a new run",
+            url=damage.url,
+        ) from damage
+    return None
+
+
+class _StateSaver:
+    """The buffers of one run, and the snapshot in flight."""
+
+    def __init__(self) -> None:
+        self._buffers = SnapshotBuffers()
+        self._lock = threading.Lock()
+        self._writing: Future[WrittenFile] | None = None
+
+    def save(
+        self, state: Any, local: Path, link: Path, submit: Callable[[Future[WrittenFile]], PendingCheckpoint]
+    ) -> PendingCheckpoint:
+        with self._lock:
+            if self._writing is not None:
+                wait([self._writing])  # its error, if any, is in its own pending checkpoint
+            self._writing = None
+            snapshot = take_snapshot(state, self._buffers)
+            written: Future[WrittenFile] = Future()
+            pending = submit(written)
+            self._writing = written
+        # Not a daemon: an interpreter that ends waits until the file is whole.
+        thread = threading.Thread(target=_write, args=(snapshot, local, link, written), name="artifactsync-write")
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, or the system has no thread left
+            _write(snapshot, local, link, written)
+        return pending
+
+    def wait(self) -> None:
+        writing = self._writing
+        if writing is not None:
+            wait([writing])
+
+
+def _write(snapshot: Snapshot, local: Path, link: Path, written: Future[WrittenFile]) -> None:
+    try:
+        file = write_snapshot(snapshot, local)
+        point_latest(link, local)
+    except BaseException as error:  # noqa: BLE001  (the pending checkpoint carries it)
+        written.set_exception(error)
+    else:
+        written.set_result(file)
+
+
+_savers: weakref.WeakKeyDictionary[Run | LocalRun, _StateSaver] = weakref.WeakKeyDictionary()
+_savers_lock = threading.Lock()
+
+
+def _saver_of(run: Run | LocalRun) -> _StateSaver:
+    with _savers_lock:
+        saver = _savers.get(run)
+        if saver is None:
+            saver = _savers[run] = _StateSaver()
+        return saver
+
+
+def wait_written(run: Run | LocalRun) -> None:
+    """Wait until every state saved so far has its local file, or failed to."""
+    _saver_of(run).wait()
+
+
+def _state_file(files: Mapping[str, Path], checkpoint: Checkpoint) -> Path:
+    """The file of this rank's state among the files of a checkpoint."""
+    states = {path: local for path, local in files.items() if path.endswith(".pt")}
+    if len(states) == 1:
+        return next(iter(states.values()))
+    own = [local for path, local in states.items() if path.endswith(f"rank{rank()}.pt")]
+    if len(own) == 1:
+        return own[0]
+    raise CheckpointNotFoundError(
+        f"checkpoint {checkpoint.name!r} has no state of rank {rank()} among its {len(files)} files",
+        hint="it was saved with save_files or by another number of processes: use Run.pull and load it yourself",
+    )

@@ -1,0 +1,8 @@
+"""Callbacks that come with artifactsync."""
+
+from __future__ import annotations
+
+from artifactsync.training.callbacks.checkpoint_saver import CheckpointSaver
+from artifactsync.training.callbacks.progress_bar import ProgressBar
+
+__all__ = ["CheckpointSaver", "ProgressBar"]

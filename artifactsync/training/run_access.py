@@ -1,0 +1,140 @@
+"""How a trainer comes to its run: the name, the remote, what it may write, what it loads.
+
+Owns: choosing and opening the run, and finding the file of ``load_path``. Does not own: the run itself (``run``), or
+what is done with a checkpoint (``state``).
+
+Invariant: a run that has checkpoints is continued only when asked, and never started anew by accident.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from artifactsync.batch import placement
+from artifactsync.checkpoint.load import load_file
+from artifactsync.checkpoint.local_run import LocalRun
+from artifactsync.errors import ConfigurationError
+from artifactsync.naming import format_name, resolve_run_name
+from artifactsync.run import Run
+from artifactsync.stores import open_store
+from artifactsync.transfer.download import download_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from artifactsync.transfer.remote_uploader_downloader import RemoteUploaderDownloader
+
+
+def agreed_run_name(run_name: str | None, uploaders: Iterable[RemoteUploaderDownloader]) -> str:
+    """The run's name, the same on every rank, bound to every uploader.
+
+    Raises:
+        RunNameError: it is not valid.
+    """
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    name = resolve_run_name(run_name, agree=_rank_zero_s if is_distributed else None)
+    for uploader in uploaders:
+        uploader.bind_run_name(name)
+    return name
+
+
+def _rank_zero_s(choice: str) -> str:
+    """Rank 0's choice, by a broadcast."""
+    box = [choice]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def open_run(
+    name: str,
+    *,
+    remote: str | os.PathLike[str] | None,
+    local_root: str | os.PathLike[str] | None,
+    storage_options: Mapping[str, Any] | None,
+    uploaders: Iterable[RemoteUploaderDownloader],
+    may_continue: bool,
+    options: Mapping[str, Any],
+) -> Run | LocalRun:
+    """Open the run for writing.
+
+    Args:
+        name: The agreed name.
+        remote: Where runs live; None takes that of an uploader, else ``ARTIFACTSYNC_REMOTE``, else the run is local.
+        local_root: Local folder of all runs.
+        storage_options: For the remote's file system; those of the uploader where its remote is taken.
+        uploaders: Uploaders among the trainer's loggers.
+        may_continue: Whether it is fine that the run has checkpoints already.
+        options: More arguments of ``Run``.
+
+    Raises:
+        ConfigurationError: the run has checkpoints, and nothing was said of continuing it; several processes.
+        ArtifactSyncError: the remote cannot be used (see ``Run``).
+    """
+    if placement().world_size > 1:
+        raise ConfigurationError(
+            f"this is one of {placement().world_size} processes, and the Trainer trains in one process only",
+            hint="start it without torchrun; in a loop of your own, let rank 0 hold the Run",
+        )
+    if remote is None:
+        for uploader in uploaders:
+            remote, storage_options = uploader.remote, storage_options or uploader._storage_options  # noqa: SLF001  (the same remote, opened the same way)
+            break
+    remote = remote or os.environ.get("ARTIFACTSYNC_REMOTE")
+    if remote is None:
+        local = LocalRun(name, local_root=local_root)
+        _refuse_to_repeat(local, may_continue=may_continue)
+        return local
+    shared = {"remote": remote, "local_root": local_root, "storage_options": storage_options}
+    if not may_continue:
+        _refuse_to_repeat(Run(name, read_only=True, **shared), may_continue=False)  # type: ignore[arg-type]  # one dict for both calls
+    return Run(name, **shared, **options)  # type: ignore[arg-type]  # as above
+
+
+def _refuse_to_repeat(run: Run | LocalRun, *, may_continue: bool) -> None:
+    """Raise if the run has checkpoints and must not be continued; nothing is claimed before."""
+    latest = None if may_continue else run.latest()
+    if latest is not None:
+        raise ConfigurationError(
+            f"run {run.name!r} has checkpoints already, up to {latest.name!r}",
+            hint="autoresume=True continues it, another run_name starts a new run, save_overwrite=True repeats it",
+        )
+
+
+def read_checkpoint(
+    path: str, *, run_name: str, storage_options: Mapping[str, Any] | None, map_location: Any
+) -> dict[str, Any]:
+    """Load the checkpoint file of ``load_path``.
+
+    Args:
+        path: Template of a local path or a URL (``s3://bucket/run/checkpoints/ep1-ba10-rank0.pt``).
+        run_name: For the template.
+        storage_options: For the URL's file system.
+        map_location: As ``torch.load`` takes it.
+
+    Raises:
+        ObjectNotFoundError: there is no such file.
+        DamagedError, ConfigurationError: it is no checkpoint of a trainer.
+    """
+    where = format_name(path, run_name=run_name, **placement().__dict__)
+    if "://" not in where:
+        saved = load_file(where, map_location=map_location)
+    else:
+        root, _, name = where.rpartition("/")
+        store = open_store(root, storage_options)
+        try:
+            with tempfile.TemporaryDirectory(prefix="artifactsync-") as folder:
+                local = Path(folder) / "checkpoint.pt"
+                download_file(store, name, local)
+                saved = load_file(local, map_location=map_location)  # stays mapped after its name is gone
+        finally:
+            store.close()
+    if not isinstance(saved, dict) or "model" not in saved:
+        raise ConfigurationError(
+            f"{where} is no checkpoint of a Trainer", hint="load it yourself with torch.load, into the model", url=where
+        )
+    return saved

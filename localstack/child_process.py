@@ -126,8 +126,10 @@ class ChildProcess:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise PortTakenError(f"{self._name} ended with code {self._process.returncode}: {self._last_words()}")
+            try:
+                self.check()
+            except ServerError as error:
+                raise PortTakenError(str(error)) from error
             with contextlib.suppress(OSError):
                 if is_ready():
                     return
@@ -136,12 +138,23 @@ class ChildProcess:
 
     def stop(self) -> None:
         """End the process and its group: asked first, killed after some seconds. Idempotent."""
-        stop_group(self._process.pid, wait=self._wait)
+        if self._process.returncode is None:  # else its id may be another's by now
+            stop_group(self._process.pid, wait=self._wait)
 
     def kill(self) -> None:
         """End the process group at once, as a power cut would."""
-        _signal_group(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        if self._process.returncode is None:
+            _signal_group(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def check(self) -> None:
+        """Raise an error if the process has ended by itself.
+
+        Raises:
+            ServerError: It has; with what it said last.
+        """
+        if self._process.poll() is not None:
+            raise ServerError(f"{self._name} ended with code {self._process.returncode}: {self._last_words()}")
 
     def _wait(self, timeout_s: float) -> bool:
         try:

@@ -99,6 +99,14 @@ class Server(ABC):
             ServerError: The server refused.
         """
 
+    def check(self) -> None:
+        """Raise an error if the server has ended by itself.
+
+        Raises:
+            ServerError: It has; with what it said last.
+        """
+        self._process.check()
+
     def stop(self) -> None:
         """End the server; at once if its data is temporary. Idempotent."""
         if self._temporary is None:

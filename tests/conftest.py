@@ -95,12 +95,14 @@ class Cloud:
 
         The bucket is shared by the session, as a bucket's first put costs 0.2 s.
         """
+        self.server.check()
         if not self._shared_bucket:
             self._shared_bucket = self.server.make_bucket("artifactsync-tests")
         return f"{self._shared_bucket}/t{next(_NUMBERS)}"
 
     def fresh_bucket(self) -> str:
         """Return the URL of a new empty bucket, for tests of the bucket itself."""
+        self.server.check()
         return self.server.make_bucket(f"artifactsync-b{next(_NUMBERS)}")
 
     def missing_bucket(self) -> str:

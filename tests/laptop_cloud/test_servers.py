@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import boto3
@@ -111,6 +112,23 @@ def test_stopping_leaves_nothing():
     assert not process.is_running()
     assert not server.folder.exists()
     assert is_free(server.port)
+
+
+def test_a_server_that_died_under_the_tests_is_named():
+    with servers.FakeGCS() as server:
+        server.check()
+        server.kill()
+        with pytest.raises(servers.ServerError, match=r"fake-gcs-server.* ended with code -9"):
+            server.check()
+
+
+def test_seaweedfs_has_all_its_parts(s3):
+    # Without one of them it waits two minutes and then ends itself, in the middle of somebody's tests.
+    log = s3.server.folder / "server.log"
+    deadline = time.monotonic() + 30
+    while "All enabled components are running" not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
 
 
 def test_data_in_a_given_folder_survives_a_power_cut(tmp_path):

@@ -73,24 +73,26 @@ def grace_s() -> float | None:
 
 
 def _drain() -> None:
-    for call in _before:
-        call()
     grace = grace_s()
     deadline_s = None if grace is None else time.monotonic() + grace
-    while _open:
-        queue = _open.pop()
-        try:
+    try:
+        while _open:
+            queue = next(iter(_open))
             _drain_one(queue, deadline_s)
-        except ArtifactSyncError as error:
-            _tell(f"not everything is durable: {error}")
-        except KeyboardInterrupt:
-            queue.abort()
+            _open.discard(queue)
+    except KeyboardInterrupt:
+        for queue in list(_open):
             _tell(f"interrupted; not durable: {queue.describe_pending()}")
+            queue.abort()
+        _open.clear()
 
 
 def _drain_one(queue: UploadQueue, deadline_s: float | None) -> None:
     left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-    queue.drain(left_s, tell=_tell, tell_after_s=_TELL_AFTER_S)
+    try:
+        queue.drain(left_s, tell=_tell, tell_after_s=_TELL_AFTER_S)
+    except ArtifactSyncError as error:
+        _tell(f"not everything is durable: {error}")
 
 
 def _tell(line: str) -> None:

@@ -372,7 +372,7 @@ class UploadQueue:
         status = self.status()
         why = f"; the last error was: {status.last_error}" if status.last_error else ""
         return WaitTimeoutError(
-            f"after {timeout or 0:g} s these are not durable: {self.describe_pending()}{why}",
+            f"after {timeout or 0:.3g} s these are not durable: {self.describe_pending()}{why}",
             hint="wait longer; the local files are still there",
             url=self._url,
         )
@@ -467,7 +467,8 @@ class UploadQueue:
                 return self.close(tell_after_s, abort=False)
             except WaitTimeoutError:
                 tell(f"waiting for {self.describe_pending()} (Ctrl-C gives up)")
-        return self.close(None if timeout_s is None else max(0.0, timeout_s - tell_after_s))
+                timeout_s = None if timeout_s is None else timeout_s - tell_after_s
+        return self.close(timeout_s)
 
     def describe_pending(self) -> str:
         """What is not durable, in words."""
@@ -506,8 +507,8 @@ class UploadQueue:
         try:
             self._check_abort(upload)
             source = upload.path if upload.fd is None else upload.fd
-            with FileBody(source, growing=upload.growing, on_read=on_read) as body:
-                outcome = send_file(self._store(), upload.key, body, overwrite=upload.overwrite)
+            with FileBody(source, growing=upload.growing, on_read=on_read) as upload.body:
+                outcome = send_file(self._store(), upload.key, upload.body, overwrite=upload.overwrite)
         except ArtifactSyncError as error:
             self._failed(upload, error)
         except BaseException as error:  # noqa: BLE001 - a thread that dies silently would hang wait()
@@ -582,6 +583,8 @@ class UploadQueue:
         """In a forked child: release what the parent holds, without touching its locks."""
         for upload in self._schedule.pending():
             upload.release_fd()
+            if upload.body is not None:
+                upload.body.close()
 
 
 def _fd_budget() -> int:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from artifactsync.transfer.hashing import FileBody
+
 
 @dataclass(frozen=True)
 class UploadedFile:
@@ -89,6 +91,7 @@ class Upload:
         """Tries begun so far."""
         self.replaced: list[Upload] = []  # those that settle with this one
         self.fd: int | None = None  # held while the queue's budget lasts, so that the file may be deleted
+        self.body: FileBody | None = None  # of the running try
         self.first_try_s: float | None = None  # on the queue's clock
         self.moved_bytes = 0  # of the running try
         self.may_be_there = False  # a create-only try may have been applied

@@ -121,6 +121,22 @@ def test_without_torch_the_first_group_works_and_the_rest_says_what_to_install()
     assert {"Trainer", "CheckpointSaver"} <= missing
 
 
+def test_a_local_run_needs_nothing_but_what_is_always_installed(tmp_path):
+    # typing_extensions is there below Python 3.12 alone, so nothing may import it at run time.
+    absent = sorted(HEAVY | {"typing_extensions", "aiohttp", "requests", "psutil"})
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "from artifactsync import Run\n"
+        f"with Run('r', remote={str(tmp_path / 'remote')!r}, local_root={str(tmp_path / 'runs')!r}) as run:\n"
+        "    run.local_dir.joinpath('a.bin').write_bytes(b'x' * 1000)\n"
+        "    run.save_files([run.local_dir / 'a.bin'], step=1).result(30)\n"
+        f"from artifactsync.cli import main\n"
+        f"main(['--remote', {str(tmp_path / 'remote')!r}, 'pull', 'r', {str(tmp_path / 'here')!r}])\n"
+    )
+    assert "verified" in python(program).stdout
+    assert (tmp_path / "here" / "a.bin").read_bytes() == b"x" * 1000
+
+
 def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 

@@ -80,7 +80,7 @@ class Heart:
     def stop(self) -> None:
         """Write no more, and wait for the one that is on its way."""
         self._stopped.set()
-        self._thread.join(timeout=self._interval_s)
+        self._thread.join(timeout=2.0)  # one request that hangs must not hold up the end
 
     def beat(self) -> None:
         """Write one heartbeat now. Failing is harmless: it is advisory."""

@@ -32,7 +32,7 @@ GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
 _TELL_AFTER_S = 3.0  # a drain that takes longer says what it waits for
 
 _open: set[UploadQueue] = set()
-_before: list[Callable[[], None]] = []
+_before: list[Callable[[], None]] = []  # what still submits at exit: runs with checkpoints on their way
 _is_registered = False
 
 
@@ -76,6 +76,8 @@ def _drain() -> None:
     grace = grace_s()
     deadline_s = None if grace is None else time.monotonic() + grace
     try:
+        for call in _before:
+            call()
         while _open:
             queue = next(iter(_open))
             _drain_one(queue, deadline_s)

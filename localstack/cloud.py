@@ -40,6 +40,14 @@ BUCKET = "artifactsync"
 _PREFIX = "runs"
 _PORTS = {"s3": 4566, "gs": 4443}  # the ones known from LocalStack and fake-gcs-server; others where these are taken
 _CLASSES: dict[str, type[Server]] = {"seaweedfs": SeaweedFS, "localstack": LocalStack, "fake-gcs": FakeGCS}
+# What would lead a user's tools past the exports, to a real cloud.
+_IN_THE_WAY = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+)
 _SCHEME_WORDS = {"s3": "S3", "gs": "Google Cloud Storage"}
 
 
@@ -149,7 +157,7 @@ def down(folder: Path) -> list[str]:
 
 def exports(running: Mapping[str, RunningServer]) -> list[str]:
     """Return the shell lines that make a user's tools use these servers."""
-    lines = []
+    lines = [f"unset {' '.join(_IN_THE_WAY)}"]
     for scheme, server in running.items():
         lines.append(f"# {_SCHEME_WORDS[scheme]}: {server.kind} at {server.endpoint_url}")
         lines += [f"export {name}={shlex.quote(value)}" for name, value in server.environment.items()]

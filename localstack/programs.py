@@ -93,7 +93,7 @@ def azurite() -> list[str]:
     with _installed_once(folder) as is_done:
         if not is_done:
             folder.mkdir(parents=True, exist_ok=True)
-            quiet = ["--silent", "--no-audit", "--no-fund", "--no-save"]
+            quiet = ["--loglevel=error", "--no-audit", "--no-fund", "--no-save"]
             _install([npm, "install", *quiet, "--prefix", str(folder), f"azurite@{AZURITE_VERSION}"])
     return [node, str(folder / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js")]
 

@@ -133,6 +133,7 @@ class LocalStack(_S3Server):
             "DNS_ADDRESS": "0",
             "DISABLE_EVENTS": "1",
             "SKIP_SSL_CERT_DOWNLOAD": "1",
+            "HOME": str(self.folder),  # it caches its list of plugins there
             "FILESYSTEM_ROOT": str(self.folder),
         }
 

@@ -137,7 +137,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give time for the install on first use to the tests that may need one."""
     for item in items:
-        if _INSTALLING_FIXTURES & set(getattr(item, "fixturenames", ())) and not item.get_closest_marker("timeout"):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()  # for getfixturevalue(name)
+        asked = {*getattr(item, "fixturenames", ()), *(name for name in parameters if isinstance(name, str))}
+        if _INSTALLING_FIXTURES & asked and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_INSTALL_TIMEOUT_S))
 
 

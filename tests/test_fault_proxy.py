@@ -7,11 +7,13 @@ import threading
 import time
 
 import boto3
+import obstore
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
+from obstore.store import AzureStore
 
 from tests.fault_proxy import (
     Answer,
@@ -86,6 +88,32 @@ def test_signed_requests_pass_unharmed_and_are_recorded(fault_proxy, s3):
     assert (put.method, put.status, put.body_bytes >= len(body)) == ("PUT", 200, True)
     assert (get.method, get.status, get.server_status, get.faults) == ("GET", 200, 200, [])
     assert put.at_s < get.at_s
+
+
+@pytest.mark.parametrize("fixture", ["localstack_s3", "moto_s3"])
+def test_signatures_hold_with_every_s3(fault_proxy, request, fixture):
+    line = fault_proxy(request.getfixturevalue(fixture))
+    bucket, _, key = line.fresh_url().removeprefix("s3://").partition("/")
+    s3_client(line).put_object(Bucket=bucket, Key=key, Body=BYTES)
+    assert s3_client(line).get_object(Bucket=bucket, Key=key)["Body"].read() == BYTES
+    assert [request.status for request in line.proxy.seen()] == [200, 200]
+
+
+def test_azure_signatures_hold(fault_proxy, az):
+    line = fault_proxy(az)
+    container, _, key = line.fresh_url().removeprefix("az://").partition("/")
+    options = line.storage_options
+    store = AzureStore(
+        container,
+        account_name=options["account_name"],
+        account_key=options["account_key"],
+        endpoint=options["endpoint_url"],
+        client_options={"allow_http": True},
+    )
+    line.proxy.add(Answer(503), method="PUT", times=1)
+    obstore.put(store, key, BYTES)
+    assert bytes(obstore.get(store, key).bytes()) == BYTES
+    assert [request.status for request in line.proxy.seen(method="PUT")] == [503, 201]
 
 
 def test_one_connection_serves_many_requests(line, client):

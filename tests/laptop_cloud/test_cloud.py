@@ -29,10 +29,16 @@ class User:
     def __init__(self, folder):
         self.folder = folder
         self.seen_pids = set()
+        self.environment = dict(os.environ)
 
-    def type(self, *words, expect=0):
+    def type(self, *words, expect=0, timeout_s=60):
         answer = subprocess.run(
-            [sys.executable, PROGRAM, *words], cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, PROGRAM, *words],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
         assert answer.returncode == expect, answer.stderr
         assert "Traceback" not in answer.stderr
@@ -43,7 +49,7 @@ class User:
         """Run a shell line after ``eval`` of what ``env`` prints."""
         line = f'eval "$({sys.executable} {PROGRAM} env)" && {text}'
         scripts = Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+        environment = {**self.environment, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
         return subprocess.run(
             ["sh", "-c", line], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60, check=True
         ).stdout
@@ -96,6 +102,24 @@ def test_up_use_down_and_up_again(user):
     assert exports["ARTIFACTSYNC_REMOTE"] == "s3://artifactsync/runs"
     assert send("GET", f"{exports['STORAGE_EMULATOR_HOST']}/storage/v1/b/artifactsync/o/kept") == 200
     assert (user.folder / ".cloud" / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.timeout(600)  # its first use installs LocalStack
+def test_localstack_is_the_other_s3(user):
+    assert (
+        "# S3: localstack at http://127.0.0.1:"
+        in user.type("up", "--no-gcs", "--s3", "localstack", timeout_s=590).stdout
+    )
+    assert "artifactsync" in user.shell("aws s3 ls")
+    assert user.type("down").stderr == "Ended localstack.\n", "of data it keeps none"
+
+
+def test_exports_win_over_what_the_shell_has(user):
+    # Else a user might write to the real cloud while believing to be on the laptop.
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"):
+        user.environment[name] = "http://127.0.0.1:1" if "URL" in name else "elsewhere"
+    user.type("up", "--no-gcs")
+    assert "artifactsync" in user.shell("aws s3 ls")
 
 
 def test_servers_that_died_are_noticed_and_started_again(user):

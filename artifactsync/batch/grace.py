@@ -1,4 +1,4 @@
-"""How long a process may live on after it was told to stop.
+"""How long a process may live on after it was told to stop, if anybody said so.
 
 Owns: the value of ``ARTIFACTSYNC_GRACE_S`` and of ``--grace``. Does not own: signals, or what is done in that time.
 """
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
 """The environment variable with the seconds between the stop signal and the kill."""
 
-DEFAULT_GRACE_S = 30.0
-"""Seconds, where nobody says: Slurm's KillWait (22.05, ``scontrol show config``), Kubernetes'
+USUAL_GRACE_S = 30.0
+"""Seconds that most schedulers leave between the stop signal and the kill: Slurm's KillWait (22.05, ``scontrol show config``), Kubernetes'
 terminationGracePeriodSeconds and the notice of Google's spot machines are all 30 unless configured otherwise.
-EC2 gives 120: set the variable there.
+EC2 gives 120.
 """
 
 MAX_GRACE_S = 7 * 24 * 3600.0
@@ -30,14 +30,14 @@ MAX_GRACE_S = 7 * 24 * 3600.0
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
-def grace_s(environ: Mapping[str, str] = os.environ) -> float:
-    """Return the grace period in seconds: ``ARTIFACTSYNC_GRACE_S``, else :data:`DEFAULT_GRACE_S`.
+def grace_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Return ``ARTIFACTSYNC_GRACE_S``; None where it is not set or empty, so that nothing is cut short unasked.
 
     Raises:
         ConfigurationError: the variable is set to something that is no number of seconds.
     """
     text = environ.get(GRACE_VARIABLE, "").strip()
-    return parse_grace_s(text, source=GRACE_VARIABLE) if text else DEFAULT_GRACE_S
+    return parse_grace_s(text, source=GRACE_VARIABLE) if text else None
 
 
 def parse_grace_s(text: str, *, source: str) -> float:

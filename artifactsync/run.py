@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -660,8 +661,14 @@ def _close_at_exit() -> None:
     """Drain runs that were never closed, for as long as the grace period allows."""
     for run in list(_open_runs):
         if run._pid == os.getpid():  # noqa: SLF001 - a forked child must leave its parent's runs alone
-            with contextlib.suppress(ArtifactSyncError):  # the queue says on stderr what is not durable
-                run.close(at_exit.grace_s())
+            try:
+                run.close(at_exit.grace_s(), state="failed" if _died_of_an_exception() else "completed")
+            except ArtifactSyncError as error:
+                at_exit.tell(f"not everything is durable: {error}")
+
+
+def _died_of_an_exception() -> bool:
+    return getattr(sys, "last_exc", None) is not None or getattr(sys, "last_value", None) is not None
 
 
 at_exit.before_drain(_close_at_exit)

@@ -359,3 +359,40 @@ def test_a_run_that_is_never_closed_is_drained_at_exit(local: dict[str, Any], tm
     assert [c.step for c in run.checkpoints()] == [1]
     assert [a.path for a in run.artifacts()] == ["copy.pt"]
     assert run.status().state == "completed"
+
+
+def test_a_script_that_dies_of_an_exception_says_so(local: dict[str, Any], tmp_path: Path) -> None:
+    code = """
+        from artifactsync import Run
+        run = Run("exp7", remote="remote", local_root="runs")
+        (run.local_dir / "a.pt").write_bytes(b"x")
+        run.save_files([run.local_dir / "a.pt"], step=1)
+        raise RuntimeError("out of memory")
+    """
+    with start(code, tmp_path) as child:
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert stderr.splitlines()[-1] == "RuntimeError: out of memory"
+    run = Run("exp7", read_only=True, **local)
+    assert [c.step for c in run.checkpoints()] == [1]
+    assert run.status().state == "failed"
+
+
+def test_what_cannot_be_drained_is_said_in_one_line(tmp_path: Path) -> None:
+    code = """
+        import os, shutil
+        from artifactsync import Run
+        os.environ["ARTIFACTSYNC_GRACE_S"] = "0.5"
+        run = Run("exp7", remote="remote", local_root="runs")
+        (run.local_dir / "a.pt").write_bytes(b"x")
+        run._heart.stop()
+        shutil.rmtree("remote")
+        open("remote", "w").close()
+        run.save_files([run.local_dir / "a.pt"], step=1)
+    """
+    with start(code, tmp_path) as child:
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert "Traceback" not in stderr
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("artifactsync: not everything is durable: ")

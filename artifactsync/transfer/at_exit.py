@@ -84,7 +84,7 @@ def _drain() -> None:
             _open.discard(queue)
     except KeyboardInterrupt:
         for queue in list(_open):
-            _tell(f"interrupted; not durable: {queue.describe_pending()}")
+            tell(f"interrupted; not durable: {queue.describe_pending()}")
             queue.abort()
         _open.clear()
 
@@ -92,12 +92,13 @@ def _drain() -> None:
 def _drain_one(queue: UploadQueue, deadline_s: float | None) -> None:
     left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
     try:
-        queue.drain(left_s, tell=_tell, tell_after_s=_TELL_AFTER_S)
+        queue.drain(left_s, tell=tell, tell_after_s=_TELL_AFTER_S)
     except ArtifactSyncError as error:
-        _tell(f"not everything is durable: {error}")
+        tell(f"not everything is durable: {error}")
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Say one line on stderr, if there still is one."""
     with contextlib.suppress(OSError, ValueError):
         print(f"artifactsync: {line}", file=sys.stderr, flush=True)  # noqa: T201 - the one line at exit
 

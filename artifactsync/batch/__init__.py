@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactsync.batch.grace import USUAL_GRACE_S, grace_s, parse_grace_s
+from artifactsync.batch.grace import grace_s, parse_grace_s
 from artifactsync.batch.ranks import (
     Placement,
     local_rank,
@@ -14,7 +14,6 @@ from artifactsync.batch.ranks import (
 )
 
 __all__ = [
-    "USUAL_GRACE_S",
     "Placement",
     "grace_s",
     "local_rank",

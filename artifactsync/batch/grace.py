@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
 """The environment variable with the seconds between the stop signal and the kill."""
 
-USUAL_GRACE_S = 30.0
-"""Seconds that most schedulers leave between the stop signal and the kill: Slurm's KillWait (22.05, ``scontrol show config``), Kubernetes'
-terminationGracePeriodSeconds and the notice of Google's spot machines are all 30 unless configured otherwise.
-EC2 gives 120.
-"""
-
 MAX_GRACE_S = 7 * 24 * 3600.0
 """Longest grace accepted, in seconds; more is a slip, such as milliseconds."""
 

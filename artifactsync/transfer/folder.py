@@ -70,6 +70,10 @@ class Folder:
                 hint="choose another destination, or move that file away",
                 url=str(path),
             ) from error
+        except FileNotFoundError as error:
+            raise DestinationError(
+                f"no folder can be made at {path}", hint="choose another destination", url=str(path)
+            ) from error
         except OSError as error:
             raise local_error(error, path) from error
 

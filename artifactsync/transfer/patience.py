@@ -37,9 +37,10 @@ class Patience:
     deadline_s: float = 6 * 3600.0
     """Transient errors (unreachable, 5xx, throttling, a full store) are retried until this long after the first try,
     in seconds. Six hours outlast the long regional outages of the big clouds."""
-    unanswered_deadline_s: float = 8.0
+    unanswered_deadline_s: float = 5.0
     """The deadline while the remote has never answered anything and someone waits for the upload: it is more likely
-    wrong than down, and the user sits in front of it. In seconds."""
+    wrong than down, and the user sits in front of it. In seconds. Shorter than the 8 s of ``stores.RetryPolicy``, so
+    that one try of a store with that patience is enough."""
     base_delay_s: float = 0.5
     """Upper bound of the first pause, doubled with each try (full jitter), in seconds."""
     max_delay_s: float = 60.0

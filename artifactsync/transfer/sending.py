@@ -7,6 +7,7 @@ Invariant: returns only if the store holds, at the key, exactly the bytes whose 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from artifactsync.transfer.hashing import FileBody
 
 _RANGE_BYTES = 8 * 1024 * 1024  # read back at a time
+
+_LOOK_FIRST_BYTES = 8 * 1024 * 1024
+"""A longer create-only upload begins by asking whether the key is free: sending it all to hear "no" costs more."""
 
 
 def send_file(store: Store, key: str, body: FileBody, *, overwrite: bool) -> UploadedFile:
@@ -55,14 +59,13 @@ def send_file(store: Store, key: str, body: FileBody, *, overwrite: bool) -> Upl
 
 
 def _create(store: Store, key: str, body: FileBody) -> ObjectInfo:
+    if body.size_bytes > _LOOK_FIRST_BYTES:
+        with contextlib.suppress(ObjectNotFoundError):
+            return _checked(store, key, body, store.head(key))
     try:
         return store.put_if_absent(key, body)
-    except UnfencedStoreError:  # too large to be created in one request: looking first is the best there is
-        try:
-            found = store.head(key)
-        except ObjectNotFoundError:
-            return store.put(key, body)
-        return _checked(store, key, body, found)
+    except UnfencedStoreError:  # too large to be created in one request: having looked is the best there is
+        return store.put(key, body)
     except (AlreadyExistsError, UnknownOutcomeError) as error:
         try:
             info = store.head(key)

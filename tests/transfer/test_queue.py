@@ -341,12 +341,12 @@ def test_too_large_to_create_in_one_request_is_looked_up_first(store, make_file)
         def put_if_absent(self, key, body):
             raise UnfencedStoreError(f"{key} is too large for one request")
 
-    path = make_file("k")
+    path = make_file("k", 9_000_000)
     with UploadQueue(Small(store)) as queue:
         queue.submit("k", path, overwrite=False).result(DEADLINE_S)
         queue.submit("k", path, overwrite=False).result(DEADLINE_S)
         with pytest.raises(AlreadyExistsError):
-            queue.submit("k", make_file("other"), overwrite=False).result(DEADLINE_S)
+            queue.submit("k", make_file("other", 9_000_001), overwrite=False).result(DEADLINE_S)
     assert store.get("k") == path.read_bytes()
 
 

@@ -204,6 +204,10 @@ class ObjectStore:
     def close(self) -> None:
         """Connections end with the object."""
 
+    def _refined(self, error: ArtifactSyncError) -> ArtifactSyncError:
+        """Return the error, with more said where the service can be asked."""
+        return error
+
     def _copy(self, source: str, target: str, size_bytes: int) -> None:  # noqa: ARG002 overridden where size matters
         with self._errors(source):
             obstore.copy(self._lanes.write, source, target)
@@ -248,13 +252,9 @@ class ObjectStore:
             raise
         except Exception as error:  # noqa: BLE001 obstore raises built-in errors too; each is mapped
             ours = from_obstore(error, url=url, is_create=is_create)
-            if (
-                isinstance(ours, ObjectNotFoundError)
-                and type(error).__name__ == "FileNotFoundError"
-                and "<Code>" in str(error)
-            ):
-                self._was_answered = True
-            raise ours from printable_cause(error)
+            if isinstance(ours, ObjectNotFoundError) and "<Code>" in str(error):
+                self._was_answered = True  # it is the key that is missing, not the bucket
+            raise self._refined(ours) from printable_cause(error)
         else:
             self._was_answered = True
 

@@ -33,6 +33,9 @@ from artifactsync.errors import (
 THROTTLED_PAUSE_S = 1.0
 """Seconds that a throttled request waits at least when the server's own ``Retry-After`` cannot be seen."""
 
+UNKNOWN_REGION_HINT = "set AWS_REGION to the bucket's region"
+"""The hint of a ``wrong_region`` whose right one is not known."""
+
 _CREDENTIAL_CODES = frozenset(
     {
         "AuthFailure",
@@ -58,6 +61,7 @@ _BROKEN_BODY_CODES = frozenset({"BadDigest", "IncompleteBody", "OperationTimedOu
 _CONFLICT_CODES = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 _UNDECIDED_CODES = _THROTTLE_CODES | _BROKEN_BODY_CODES | _CONFLICT_CODES
 _REDIRECTS = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.PERMANENT_REDIRECT})
+_KNOWN_STATUSES = frozenset(HTTPStatus)
 _TRANSIENT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 _THROTTLE_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
@@ -89,7 +93,8 @@ class Answer:
 
     @property
     def _why(self) -> str:
-        numbers = " ".join(word for word in (str(self.status or ""), self.code) if word)
+        code = self.code or (HTTPStatus(self.status).phrase if self.status in _KNOWN_STATUSES else "")
+        numbers = " ".join(word for word in (str(self.status or ""), code) if word)
         return ": ".join(words for words in (numbers, self.detail) if words)
 
     def _definite(self) -> ArtifactSyncError | None:
@@ -118,9 +123,7 @@ class Answer:
                 f"{url} says that the clock of this machine is wrong: {self._why}", hint=hint, url=url
             )
         if self.code in _REGION_CODES or self.status in _REDIRECTS:
-            right = self.region or "another one"
-            hint = f"set AWS_REGION={self.region}" if self.region else "set AWS_REGION to the bucket's region"
-            return ConfigurationError(f"the bucket of {url} is in region {right}: {self._why}", hint=hint, url=url)
+            return wrong_region(url, self.region)
         if self.code in _MISSING_BUCKET_CODES:
             hint = "check the name, or create it first"
             return BucketNotFoundError(f"the bucket of {url} does not exist", hint=hint, url=url)
@@ -154,6 +157,12 @@ class Answer:
         return TransientStoreError(f"{url}: {self._why}", url=url, retry_after_s=pause_s)
 
 
+def wrong_region(url: str, region: str) -> ConfigurationError:
+    """The bucket is elsewhere: in ``region``, or where nobody said (empty)."""
+    hint = f"set AWS_REGION={region}, or region in storage_options" if region else UNKNOWN_REGION_HINT
+    return ConfigurationError(f"the bucket of {url} is in {region or 'another region'}", hint=hint, url=url)
+
+
 def from_obstore(error: BaseException, *, url: str, is_create: bool = False) -> ArtifactSyncError:
     """Return what an exception of obstore's means."""
     text = str(error)
@@ -167,12 +176,14 @@ def from_obstore(error: BaseException, *, url: str, is_create: bool = False) -> 
             f"no credentials for {url}: {_first_line(text)}", hint="renew them, then again", url=url
         )
     status = re.search(r"status code: (\d{3})", text)
+    if "redirect without LOCATION" in text:
+        return wrong_region(url, "")
     answer = Answer(
         url=url,
         status=int(status[1]) if status else _implied_status(error),
         code=_tag("Code", text),
         detail=_tag("Message", text) or _transport_words(text),
-        region=_tag("Region", text),
+        region=_tag("Region", text) or _region_of(_tag("Endpoint", text)),
         is_connecting=re.search(r"legacy::Error\(\s*Connect,", text) is not None,
         is_create=is_create,
     )
@@ -260,6 +271,11 @@ def _transport_words(text: str) -> str:
 
 def _first_line(text: str) -> str:
     return redact(text.split("\n", 1)[0])[:300]
+
+
+def _region_of(endpoint: str) -> str:
+    found = re.search(r"s3[.-]([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws", endpoint)
+    return found[1] if found else ""
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -9,13 +9,14 @@ Invariant: plain http only where the user wrote it; bodies go unsigned over TLS 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import threading
 from datetime import timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from artifactsync.errors import ConfigurationError
+from artifactsync.errors import ConfigurationError, StoreError
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
 from artifactsync.stores.keys import split_key, why_refused
 from artifactsync.stores.object import (
@@ -27,11 +28,13 @@ from artifactsync.stores.object import (
     open_lanes,
     part_size_bytes,
 )
-from artifactsync.stores.object_errors import from_botocore, printable_cause
+from artifactsync.stores.object_errors import UNKNOWN_REGION_HINT, from_botocore, printable_cause, wrong_region
 from artifactsync.stores.protocol import Body, ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from artifactsync.errors import ArtifactSyncError
 
 _MIB = 1024 * 1024
 _SINGLE_CREATE_BYTES = 64 * _MIB  # beyond, a create-only upload goes in parts and the condition is on its completion
@@ -100,6 +103,39 @@ class S3ObjectStore(ObjectStore):
         for key in set(every).difference(plain):
             with self._boto_errors(key):
                 self._boto().delete_object(Bucket=self._bucket, Key=key)
+
+    def _put_whole(self, key: str, data: bytes, *, is_create: bool) -> ObjectInfo:
+        return self._sent(lambda: super(S3ObjectStore, self)._put_whole(key, data, is_create=is_create))
+
+    def put(self, key: str, body: Body | bytes) -> ObjectInfo:
+        """Write an object, in parts if it is large. See ``Store.put``."""
+        return self._sent(lambda: super(S3ObjectStore, self).put(key, body))
+
+    def _sent(self, send: Callable[[], ObjectInfo]) -> ObjectInfo:
+        """Send; where the service refuses our kind of checksum, send without one, now and from now on."""
+        try:
+            return send()
+        except StoreError as error:
+            if type(error) is not StoreError or "checksum" not in error.message.lower():
+                raise
+            if not self._settings.checksum_algorithm:
+                raise
+        self._settings = dataclasses.replace(self._settings, checksum_algorithm="")
+        self._lanes = _lanes(self._bucket, self._settings)
+        return send()
+
+    def _refined(self, error: ArtifactSyncError) -> ArtifactSyncError:
+        if error.hint != UNKNOWN_REGION_HINT:
+            return error
+        import botocore.exceptions  # noqa: PLC0415 loads the cloud library
+
+        try:
+            headers = self._boto().head_bucket(Bucket=self._bucket)["ResponseMetadata"]["HTTPHeaders"]
+        except botocore.exceptions.ClientError as refusal:
+            headers = refusal.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        except botocore.exceptions.BotoCoreError:
+            return error
+        return wrong_region(error.url or self._url, headers.get("x-amz-bucket-region", ""))
 
     def close(self) -> None:
         """Close boto3's connections; obstore's end with the object."""

@@ -19,15 +19,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from artifactsync.errors import ArtifactSyncError
+from artifactsync import batch
+from artifactsync.errors import ArtifactSyncError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from artifactsync.transfer.queue import UploadQueue
-
-GRACE_VARIABLE = "ARTIFACTSYNC_GRACE_S"
-"""The environment variable that bounds the drain, in seconds; unset, the drain takes as long as the uploads do."""
 
 _TELL_AFTER_S = 3.0  # a drain that takes longer says what it waits for
 
@@ -66,10 +64,12 @@ def forget(queue: UploadQueue) -> None:
 
 
 def grace_s() -> float | None:
-    """Seconds that a drain may take, None for no bound."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(os.environ[GRACE_VARIABLE]))
-    return None
+    """Seconds that a drain may take (``ARTIFACTSYNC_GRACE_S``), None for as long as the uploads take."""
+    try:
+        return batch.grace_s()
+    except ConfigurationError as error:  # at the end there is nobody left to raise it to
+        tell(f"{error}; waiting without a bound")
+        return None
 
 
 def _drain() -> None:

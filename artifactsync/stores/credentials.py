@@ -143,6 +143,8 @@ class SessionCredentials:
 
     def __init__(self, session: Any, *, url: str) -> None:
         self._url = url
+        self.failure: ArtifactSyncError | None = None
+        """Why the last call failed: obstore passes on no more than its text."""
         try:
             self._credentials = session.get_credentials()
         except Exception as error:
@@ -157,10 +159,12 @@ class SessionCredentials:
 
     def __call__(self) -> dict[str, Any]:
         """Return keys that are valid now, renewed if they were about to run out."""
+        self.failure = None
         try:
             frozen = self._credentials.get_frozen_credentials()
         except Exception as error:
-            raise self._failure(error) from error
+            self.failure = self._failure(error)
+            raise self.failure from error
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
@@ -173,7 +177,7 @@ class SessionCredentials:
         expiry: dt.datetime | None = getattr(self._credentials, "_expiry_time", None)
         if expiry is None and hasattr(self._credentials, "refresh_needed"):
             return dt.datetime.now(dt.timezone.utc) + _RENEW_EVERY
-        return expiry
+        return expiry.astimezone(dt.timezone.utc) if expiry else None  # obstore takes no other zone
 
     def _failure(self, error: Exception) -> ArtifactSyncError:
         return error if isinstance(error, ArtifactSyncError) else from_botocore(error, url=self._url)

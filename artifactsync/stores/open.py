@@ -107,7 +107,7 @@ def _local_path(text: str, rest: str) -> str:
     if rest == "":
         raise ConfigurationError("the remote is empty", hint="name a folder, or a URL such as s3://bucket/prefix")
     if "\0" in rest:
-        raise ConfigurationError("the remote's path has a NUL character", url=text)
+        raise ConfigurationError("the remote's path has a NUL character", hint="remove it", url=text)
     if rest == text:
         return rest
     host, slash, path = rest.partition("/")
@@ -126,6 +126,12 @@ def _split(text: str, rest: str, *, needs_name: bool = True) -> tuple[str, str]:
     prefix = prefix.strip("/")
     if needs_name and not name:
         raise ConfigurationError(f"{text} names no bucket", hint="write scheme://bucket/prefix", url=text)
+    if ":" in name.partition("@")[0] and "@" in name:
+        raise ConfigurationError(
+            f"{text} holds credentials, which are not read from URLs",
+            hint="use the environment, a profile or storage_options",
+            url=text,
+        )
     parts = prefix.split("/") if prefix else []
     if any(part in {"", ".", ".."} for part in parts):
         raise ConfigurationError(

@@ -16,7 +16,7 @@ from datetime import timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from artifactsync.errors import ConfigurationError, StoreError
+from artifactsync.errors import ConfigurationError, CredentialsError, StoreError
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
 from artifactsync.stores.keys import split_key, why_refused
 from artifactsync.stores.object import (
@@ -52,7 +52,9 @@ class S3ObjectStore(ObjectStore):
     max_create_bytes = 5 * 1024 * 1024 * _MIB
 
     def __init__(self, bucket: str, settings: S3Settings) -> None:
-        super().__init__(_lanes(bucket, settings), f"s3://{bucket}")
+        url = f"s3://{bucket}"
+        self._credentials = None if settings.anon else SessionCredentials(settings.session, url=url)
+        super().__init__(_lanes(bucket, settings, self._credentials), url)
         self._bucket = bucket
         self._settings = settings
         self._client: Any = None
@@ -121,10 +123,12 @@ class S3ObjectStore(ObjectStore):
             if not self._settings.checksum_algorithm:
                 raise
         self._settings = dataclasses.replace(self._settings, checksum_algorithm="")
-        self._lanes = _lanes(self._bucket, self._settings)
+        self._lanes = _lanes(self._bucket, self._settings, self._credentials)
         return send()
 
     def _refined(self, error: ArtifactSyncError) -> ArtifactSyncError:
+        if isinstance(error, CredentialsError) and self._credentials and self._credentials.failure:
+            return self._credentials.failure
         if error.hint != UNKNOWN_REGION_HINT:
             return error
         import botocore.exceptions  # noqa: PLC0415 loads the cloud library
@@ -223,7 +227,7 @@ def _folders_passed_over(prefix: str, start_after: str) -> list[str]:
     return [start_after[:at] + "/" for at in ends if start_after[at - 1] != "/"]
 
 
-def _lanes(bucket: str, settings: S3Settings) -> Lanes:
+def _lanes(bucket: str, settings: S3Settings, credentials: SessionCredentials | None) -> Lanes:
     from obstore.store import S3Store  # noqa: PLC0415 loads the cloud library
 
     config: dict[str, Any] = {"region": settings.region}
@@ -236,7 +240,6 @@ def _lanes(bucket: str, settings: S3Settings) -> Lanes:
     if settings.anon:
         config["skip_signature"] = True
     config["virtual_hosted_style_request"] = _is_virtual(bucket, settings)
-    provider = None if settings.anon else SessionCredentials(settings.session, url=f"s3://{bucket}")
     client: dict[str, Any] = {"allow_http": settings.is_http}
     if settings.ca_bundle:
         client["root_certificate"] = _read_certificates(settings.ca_bundle)
@@ -247,7 +250,7 @@ def _lanes(bucket: str, settings: S3Settings) -> Lanes:
             config=cast("Any", config),
             client_options=client_options,
             retry_config=retry_config,
-            credential_provider=cast("Any", provider),
+            credential_provider=cast("Any", credentials),
         )
 
     return open_lanes(open_one, client)

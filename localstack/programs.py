@@ -22,7 +22,8 @@ from child_process import ServerError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LOCALSTACK_VERSION = "4.13.1"  # the last that runs on Python 3.10 and needs neither Docker nor an account
+LOCALSTACK_VERSION = "4.13.1"  # the last that runs on Python 3.11 and needs neither Docker nor an account
+_LOCALSTACK_PYTHONS = ((3, 11), (3, 14))  # from, to; it installs on 3.10, but does not import there
 AZURITE_VERSION = "3.35.0"
 
 _CONSTRAINTS = Path(__file__).with_name("localstack-constraints.txt")
@@ -73,7 +74,10 @@ def localstack() -> str:
             uv = _beside_python("uv")
             if uv is None:
                 raise ServerError("LocalStack is installed with uv, which is missing. Install it: pip install uv")
-            _install([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
+            oldest, beyond = _LOCALSTACK_PYTHONS
+            fits = oldest <= sys.version_info[:2] < beyond
+            wanted = sys.executable if fits else ">={}.{},<{}.{}".format(*oldest, *beyond)  # uv finds or fetches one
+            _install([uv, "venv", "--quiet", "--clear", "--python", wanted, str(folder)])
             requirements = [f"localstack-core[base-runtime]=={LOCALSTACK_VERSION}", "service-identity"]
             into = ["--python", str(python), "--constraints", str(_CONSTRAINTS)]
             _install([uv, "pip", "install", "--quiet", *into, *requirements])

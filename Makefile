@@ -43,4 +43,5 @@ crash: $(VENV)/.test  ## the long fault runs
 	$(BIN)/python -m pytest -m crash --timeout 0
 
 clean:
+	@[ ! -d .cloud ] || $(BIN)/python localstack/cloud.py down
 	rm -rf $(VENV) .demo .cloud build dist

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from artifactsync.cli.failures import (
     wants_json,
     wants_traceback,
 )
+from artifactsync.cli.interrupt import claim_last_word, end_on_interrupt
 from artifactsync.cli.screen import Screen
 from artifactsync.cli.session import Session, global_options
 from artifactsync.errors import redact
@@ -103,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # TextIO of a real process has it
+    end_on_interrupt(lambda: os._exit(_end(KeyboardInterrupt(), typed)))
     code = _run(typed)
     try:
         sys.stdout.flush()
@@ -118,12 +121,19 @@ def _run(arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except _EndedError as ended:
-        return _end(ended.__cause__ or ended, arguments)
+        return _end_once(ended.__cause__ or ended, arguments)
     except SystemExit:  # click's answer to a reader that went away while it wrote the help
         return OUTPUT_CLOSED_EXIT_CODE
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the end of the program: every failure ends here)
-        return _end(error, arguments)
+        return _end_once(error, arguments)
     return result if isinstance(result, int) else 0
+
+
+def _end_once(error: BaseException, arguments: list[str]) -> int:
+    """:func:`_end`, unless the interrupt's own thread is at it already: then wait for it to end the process."""
+    while not claim_last_word():
+        time.sleep(1)
+    return _end(error, arguments)
 
 
 def _end(error: BaseException, arguments: list[str]) -> int:

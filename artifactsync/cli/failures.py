@@ -53,7 +53,8 @@ class Failure:
 
     def lines(self) -> list[str]:
         """The lines for a person, harmless for a terminal."""
-        place = f" ({self.url})" if self.url and self.url not in self.message else ""
+        is_placed = not self.url or self.url in self.message or "://" in self.message
+        place = "" if is_placed else f" ({self.url})"
         lines = [f"{self.label}: {_one_line(self.message)}{_one_line(place)}" if self.label else self.message]
         if self.hint:
             lines.append(f"hint: {_one_line(self.hint)}")

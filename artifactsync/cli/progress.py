@@ -1,22 +1,28 @@
-"""A progress bar on stderr: bytes, rate, time left; nothing where stderr is no terminal.
+"""A progress bar on stderr: files, bytes, rate, time left; nothing where stderr is no terminal.
 
 Owns: the bar. Does not own: who reports progress (``transfer``).
 
-Invariant: the bar is gone when its block ends; what remains on the screen is the command's own result.
+Invariant: the bar shows itself only when a command takes long enough to wonder, and is gone when its block ends: what
+remains on the screen is the command's own result.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from artifactsync.cli.terminal import is_rich
+from artifactsync.cli.units import counted, human_bytes, human_duration, human_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, Task, TaskID
+
+SHOW_AFTER_S = 0.4
+"""Seconds of silence before the bar appears."""
 
 _REFRESH_PER_S = 5.0
 
@@ -24,18 +30,18 @@ _REFRESH_PER_S = 5.0
 class Bar:
     """Counts bytes; may be told of them from any thread. One without ``progress`` shows nothing."""
 
-    def __init__(self, progress: Progress | None = None, task: TaskID | None = None) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, verb: str, progress: Progress | None = None, task: TaskID | None = None) -> None:
+        self._verb, self._progress, self._task = verb, progress, task
 
     @property
     def is_shown(self) -> bool:
-        """Whether anybody sees it."""
+        """Whether anybody may see it."""
         return self._progress is not None
 
-    def restart(self, total_bytes: int) -> None:
-        """Begin anew, with another total."""
+    def restart(self, files: int, total_bytes: int) -> None:
+        """Begin anew, with other totals."""
         if self._progress is not None and self._task is not None:
-            self._progress.reset(self._task, total=total_bytes)
+            self._progress.reset(self._task, total=total_bytes, description=f"{self._verb} {counted(files, 'file')}")
 
     def advance(self, count_bytes: int) -> None:
         """So many more bytes have moved."""
@@ -49,30 +55,55 @@ class Bar:
 
 
 @contextmanager
-def byte_bar(title: str, *, is_wanted: bool) -> Iterator[Bar]:
-    """Show a bar on stderr while the block runs, if it ``is_wanted`` and stderr is a terminal."""
+def byte_bar(verb: str, *, is_wanted: bool) -> Iterator[Bar]:
+    """Show a bar on stderr while the block runs, if it ``is_wanted`` and stderr is a terminal.
+
+    Args:
+        verb: What is going on: ``pulling``.
+        is_wanted: False shows nothing.
+    """
     if not (is_wanted and is_rich(sys.stderr)):
-        yield Bar()
+        yield Bar(verb)
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[figures]}", markup=False),
         console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
         transient=True,
         expand=True,
         refresh_per_second=_REFRESH_PER_S,
-    ) as progress:
-        yield Bar(progress, progress.add_task(title, total=None))
+    )
+    task = progress.add_task(verb, total=None, figures="")
+    is_over = threading.Event()
+
+    def show() -> None:
+        """Wait, then bring the figures up to date until the block ends."""
+        if is_over.wait(SHOW_AFTER_S):
+            return
+        with progress:
+            while not is_over.wait(1 / _REFRESH_PER_S):
+                progress.update(task, figures=_figures(progress.tasks[0]))
+
+    shower = threading.Thread(target=show, name="artifactsync-bar", daemon=True)
+    shower.start()
+    try:
+        yield Bar(verb, progress, task)
+    finally:
+        is_over.set()
+        shower.join()
+
+
+def _figures(task: Task) -> str:
+    """``1.2 GiB of 3.4 GiB, 56.0 MiB/s, 32 s left``."""
+    if task.total is None:
+        return ""
+    parts = [f"{human_bytes(task.completed)} of {human_bytes(task.total)}"]
+    if task.speed:
+        parts.append(human_rate(task.speed))
+    if task.time_remaining:
+        parts.append(f"{human_duration(task.time_remaining)} left")
+    return ", ".join(parts)

@@ -46,7 +46,7 @@ interrupted pull is continued by typing it again.
 )
 @click.argument("run")
 @click.argument("destination", metavar="[DEST]", required=False, type=click.Path(path_type=Path))
-@click.option("--checkpoint", metavar="latest|best|NAME|none", help="Which checkpoint to bring.  [default: latest]")
+@click.option("--checkpoint", metavar="WHICH", help="latest (default), best, none, or its name.")
 @click.option("--metric", metavar="NAME", help="The metric that decides which checkpoint is best.")
 @click.option(
     "--mode",
@@ -93,7 +93,7 @@ def command(
 
         def on_plan(items: Sequence[PullItem]) -> None:
             planned[:] = items
-            bar.restart(sum(item.size_bytes or 0 for item in items))
+            bar.restart(len(items), sum(item.size_bytes or 0 for item in items))
 
         def on_fallback(damaged: Checkpoint, error: DamagedError) -> None:
             session.screen.warn(f"checkpoint {damaged.name} is damaged ({error}); trying the one before it")

@@ -52,13 +52,15 @@ def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None
     """
     if key is not None and len(paths) > 1:
         raise click.UsageError(f"--as names one file or folder, but there are {len(paths)} PATHs.")
+    if key is not None and not key.strip("/"):
+        raise click.UsageError("--as needs a name.")
     _check_paths(paths)
     began = time.monotonic()
     with session.open_run(run) as opened:
         _check_names(opened, paths)
         with byte_bar("pushing", is_wanted=session.has_progress) as bar:
             uploads = [upload for path in paths for upload in opened.push(path, key)]
-            bar.restart(sum(upload.size_bytes for upload in uploads))
+            bar.restart(len(uploads), sum(upload.size_bytes for upload in uploads))
             done = _wait(uploads, bar)
         root = opened.name
     sizes = {file.key.removeprefix(f"{root}/"): file.size_bytes for file in done}

@@ -115,7 +115,7 @@ def global_options(command: _F) -> _F:
             metavar="URI",
             expose_value=False,
             callback=_remember,
-            help="Where the runs are: s3://bucket/prefix, gs://…, az://…, a folder.",
+            help="Where the runs are: s3://bucket/prefix, gs://..., az://..., a folder.",
         ),
     ):
         command = option(command)

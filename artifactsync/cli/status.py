@@ -45,7 +45,7 @@ def status_text(run_status: RunStatus) -> str:
     """The lines for a person."""
     lines = [
         ("run", run_status.run_name),
-        ("state", f"{run_status.state}, {'alive' if run_status.alive else 'not alive'}"),
+        ("state", run_status.state + _alive(run_status)),
         ("attempt", str(run_status.attempt)),
         ("durable step", _step(run_status.durable_step)),
         ("local step", _step(run_status.local_step)),
@@ -59,6 +59,12 @@ def status_text(run_status: RunStatus) -> str:
         lines.append(("last error", run_status.last_error))
     width = max(display_width(title) for title, _ in lines)
     return "\n".join(f"{title:<{width}}  {printable(value)}" for title, value in lines)
+
+
+def _alive(run_status: RunStatus) -> str:
+    if run_status.alive:
+        return ", alive"
+    return ", not alive" if run_status.state in {"running", "unknown"} else ""
 
 
 def _step(step: int | None) -> str:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from artifactsync.run import Run
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 TIMEOUT_S = 60
 
@@ -50,8 +52,15 @@ class Command:
         self, *arguments: str, code: int | None = 0, env: Mapping[str, str] | None = None, **more: Any
     ) -> Done:
         """Run it in a pipe; its exit code must be ``code`` (None: any)."""
+        done = self.run([str(self.program), *arguments], env=env, **more)
+        assert code is None or done.code == code, done
+        assert "Traceback" not in done.err, done
+        return done
+
+    def run(self, command: Sequence[str], *, env: Mapping[str, str] | None = None, **more: Any) -> Done:
+        """Run any program beside it."""
         done = subprocess.run(
-            [self.program, *arguments],
+            command,
             cwd=self.cwd,
             env={**self.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
@@ -61,10 +70,24 @@ class Command:
             timeout=TIMEOUT_S,
             **more,
         )
-        ended = Done(done.returncode, done.stdout, done.stderr)
-        assert code is None or ended.code == code, ended
-        assert "Traceback" not in ended.err, ended
-        return ended
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def in_bash(self, script: str) -> Done:
+        """Run a bash script that finds the command on PATH."""
+        path = f"{self.program.parent}:{self.environ['PATH']}"
+        return self.run(["bash", "--norc", "-c", script], env={"PATH": path})
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it and do not wait; the caller does."""
+        return subprocess.Popen(
+            [self.program, *arguments],
+            cwd=self.cwd,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def on_terminal(
         self, *arguments: str, columns: int = 80, code: int | None = 0, env: Mapping[str, str] | None = None
@@ -116,3 +139,68 @@ def artifactsync(program: Path, tmp_path: Path) -> Command:
     folder = tmp_path / "here"
     folder.mkdir()
     return Command(program, folder)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A remote as the tests and the command reach it."""
+
+    url: str
+    storage_options: Mapping[str, str]
+    environ: Mapping[str, str]
+
+
+def tree_of(folder: Path) -> set[str]:
+    """The visible files below a folder: all but those whose name begins with a dot."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return {path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)}
+
+
+def make_run(
+    remote: Remote,
+    name: str,
+    *,
+    local_root: Path,
+    steps: Sequence[int] = (10, 20, 30),
+    metrics: Sequence[str] = ("val_loss", "accuracy"),
+) -> Path:
+    """A finished run with a checkpoint for each step, a log and a picture; returns its local folder."""
+    with Run(name, remote=remote.url, storage_options=dict(remote.storage_options), local_root=local_root) as run:
+        for step in steps:
+            file = run.local_dir / "checkpoints" / f"ep{step // 10}-ba{step}-rank0.pt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(bytes([step % 256]) * (1_000_000 + step))
+            values = {"val_loss": 1 / step, "accuracy": step / 40}
+            chosen = {metric: values[metric] for metric in metrics}
+            run.save_files([file], step=step, epoch=step // 10, metrics=chosen).result(TIMEOUT_S)
+        (run.local_dir / "logs-rank0.txt").write_text("epoch 1\nepoch 2\n")
+        run.push(run.local_dir / "logs-rank0.txt")
+        (run.local_dir / "plots").mkdir()
+        (run.local_dir / "plots" / "loss.png").write_bytes(b"\x89PNG" * 100)
+        run.push(run.local_dir / "plots")
+        run.wait(TIMEOUT_S)
+        return run.local_dir
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Remote:
+    return Remote(str(tmp_path / "remote"), {}, {"ARTIFACTSYNC_REMOTE": str(tmp_path / "remote")})
+
+
+@pytest.fixture
+def digits(local: Remote, tmp_path: Path, artifactsync: Command) -> Path:
+    """The run ``digits`` on the local remote, which the command finds in its environment."""
+    artifactsync.environ.update(local.environ)
+    return make_run(local, "digits", local_root=tmp_path / "trainer")
+
+
+@pytest.fixture(params=["local", "s3", "gcs"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path, artifactsync: Command) -> Remote:
+    """Each kind of remote in turn; the command finds it in its environment."""
+    if request.param == "local":
+        found = Remote(f"file://{tmp_path}/remote", {}, {})
+    else:
+        cloud = request.getfixturevalue(request.param)
+        found = Remote(cloud.fresh_url(), cloud.storage_options, cloud.environment)
+    artifactsync.environ.update({**found.environ, "ARTIFACTSYNC_REMOTE": found.url})
+    return found

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,9 +26,11 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 
 def test_help_is_quick(artifactsync: Command) -> None:
     def once() -> float:
-        began = time.perf_counter()
+        """Processor seconds, which a busy machine does not stretch as it does the wall clock's."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         artifactsync("--help")
-        return time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(once() for _ in range(5)) < 0.25
 

@@ -1,0 +1,131 @@
+"""Mistakes that people make: each one clear line with a hint, the contract's exit code, within 15 seconds."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.line_faults import BlackHole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Command, Remote
+
+COMMANDS = (["ls"], ["pull", "run"], ["status", "run", "--json"], ["push", "run", "file.txt"])
+WITHIN_S = 15.0
+
+
+@pytest.fixture
+def fails(artifactsync: Command):
+    """All commands fail, side by side, each as it should; returns their messages."""
+    (artifactsync.cwd / "file.txt").write_text("x")
+
+    def check(*, code: int, kinds: set[str], commands=COMMANDS) -> list[str]:
+        began = time.monotonic()
+        running = [(typed, artifactsync.start(*typed)) for typed in commands]
+        messages = []
+        for typed, process in running:
+            out, err = process.communicate(timeout=60)
+            assert time.monotonic() - began < WITHIN_S, typed
+            assert process.returncode == code, (typed, out, err)
+            if "--json" in typed:
+                error = json.loads(out)["error"]
+                assert error.keys() == {"kind", "message", "hint", "url"}
+                assert error["kind"] in kinds
+                assert error["hint"]
+                assert err == ""
+                messages.append(error["message"])
+            else:
+                assert out == ""
+                line, hint = err.splitlines()
+                assert line.startswith("error: ")
+                assert hint.startswith("hint: ")
+                messages.append(line.removeprefix("error: "))
+        assert [path.name for path in artifactsync.cwd.iterdir() if path.name[0] != "."] == ["file.txt"]
+        return messages
+
+    return check
+
+
+@pytest.mark.parametrize("remote", ["s3://", "gs:///x", "nonsense://bucket", "file://elsewhere/x", "s3://b/../x"])
+def test_a_wrong_remote(artifactsync: Command, fails, remote: str) -> None:
+    artifactsync.environ["ARTIFACTSYNC_REMOTE"] = remote
+    fails(code=2, kinds={"configuration"}, commands=COMMANDS[:3])
+
+
+def test_a_remote_that_is_a_file(artifactsync: Command, fails, tmp_path: Path) -> None:
+    (tmp_path / "remote").write_text("a file")
+    artifactsync.environ["ARTIFACTSYNC_REMOTE"] = str(tmp_path / "remote")
+    for message in fails(code=2, kinds={"configuration", "destination"}):
+        assert str(tmp_path / "remote") in message
+
+
+@pytest.mark.parametrize("cloud", ["s3", "gcs"])
+def test_nobody_listens(artifactsync: Command, fails, request: pytest.FixtureRequest, cloud: str) -> None:
+    server = request.getfixturevalue(cloud)
+    with socket.socket() as nobody:  # bound, never listening: the port refuses every connection
+        nobody.bind(("127.0.0.1", 0))
+        origin = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        environ = {name: value.replace(server.server.origin, origin) for name, value in server.environment.items()}
+        artifactsync.environ.update({**environ, "ARTIFACTSYNC_REMOTE": server.fresh_url()})
+        fails(code=2, kinds={"unreachable"}, commands=COMMANDS[2:])
+
+
+def test_nobody_answers(artifactsync: Command, fails, s3, fault_proxy) -> None:
+    line = fault_proxy(s3)
+    artifactsync.environ.update({**line.environment, "ARTIFACTSYNC_REMOTE": line.fresh_url()})
+    line.proxy.add(BlackHole())
+    fails(code=2, kinds={"unreachable"}, commands=COMMANDS[1:3])
+
+
+@pytest.mark.parametrize("cloud", ["s3", "gcs"])
+def test_no_such_bucket(artifactsync: Command, fails, request: pytest.FixtureRequest, cloud: str) -> None:
+    server = request.getfixturevalue(cloud)
+    artifactsync.environ.update({**server.environment, "ARTIFACTSYNC_REMOTE": f"{server.missing_bucket()}/runs"})
+    for message in fails(code=2, kinds={"bucket-not-found"}):
+        assert "artifactsync-no-such-bucket" in message
+
+
+@pytest.mark.parametrize("remote", ["s3://bucket/runs", "gs://bucket/runs"])
+def test_no_credentials(artifactsync: Command, fails, remote: str) -> None:
+    artifactsync.environ["ARTIFACTSYNC_REMOTE"] = remote
+    fails(code=6, kinds={"credentials"})
+
+
+def test_wrong_credentials(artifactsync: Command, fails, s3) -> None:
+    environ = {name: "hunter2" if "SECRET" in name else value for name, value in s3.environment.items()}
+    assert environ != s3.environment
+    artifactsync.environ.update({**environ, "ARTIFACTSYNC_REMOTE": s3.fresh_url()})
+    assert "hunter2" not in "".join(fails(code=6, kinds={"credentials", "permission"}))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 200, "ünïcode"])
+def test_an_invalid_run_name(artifactsync: Command, fails, local: Remote, name: str) -> None:
+    artifactsync.environ.update(local.environ)
+    fails(code=2, kinds={"run-name"}, commands=(["pull", name], ["push", name, "file.txt"], ["verify", name, "--json"]))
+    assert not (artifactsync.cwd.parent / "remote").exists()
+
+
+def test_an_unexpected_failure_is_one_line_unless_asked(artifactsync: Command, local: Remote) -> None:
+    script = (
+        "import artifactsync.run as r, artifactsync.cli as c\n"
+        "def broken(*a): raise RuntimeError('s3://user:secret@host/x is\\x1b[2J odd')\n"
+        "r.list_runs = broken\nc.main(['ls'])\n"
+    )
+    artifactsync.environ.update(local.environ)
+    python = str(artifactsync.program.parent / "python")
+    done = artifactsync.run([python, "-c", script])
+    assert done.code == 1
+    assert done.err == (
+        "unexpected error: RuntimeError: s3://***@host/x is\\x1b[2J odd\n"
+        "hint: set ARTIFACTSYNC_DEBUG=1 to see the traceback, and please report it\n"
+    )
+    artifactsync.environ["ARTIFACTSYNC_DEBUG"] = "1"
+    debugged = artifactsync.run([python, "-c", script])
+    assert "Traceback (most recent call last)" in debugged.err
+    assert "secret" not in debugged.err

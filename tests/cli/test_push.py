@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.conftest import Command, tree_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Remote
+
+
+@pytest.fixture
+def folder(artifactsync: Command, local: Remote, tmp_path: Path) -> Path:
+    """The remote folder of the run ``mine``, which the command finds."""
+    artifactsync.environ.update(local.environ)
+    plots = artifactsync.cwd / "plots" / "deep"
+    plots.mkdir(parents=True)
+    (plots / "loss.png").write_bytes(b"png")
+    (artifactsync.cwd / "plots" / "acc.png").write_bytes(b"png2")
+    (artifactsync.cwd / "notes.md").write_text("# notes\n")
+    return tmp_path / "remote" / "mine"
+
+
+def test_files_and_folders_are_mirrored_under_their_names(artifactsync: Command, folder: Path) -> None:
+    done = artifactsync("push", "mine", "notes.md", "plots/")
+    *tree, verdict = done.out.splitlines()
+    assert "\n".join(tree) == (
+        "mine/\n"
+        "├── notes.md                 8 B\n"
+        "└── plots/\n"
+        "    ├── acc.png              4 B\n"
+        "    └── deep/\n"
+        "        └── loss.png         3 B"
+    )
+    assert verdict.startswith("durable: 3 files, 15 B in ")
+    assert tree_of(folder) == {"notes.md", "plots/acc.png", "plots/deep/loss.png"}
+
+
+def test_the_json(artifactsync: Command, folder: Path) -> None:
+    document = artifactsync("push", "mine", "notes.md", "--as", "docs/readme.md", "--json").json
+    assert document.pop("seconds") >= 0
+    digest = hashlib.sha256(b"# notes\n").hexdigest()
+    assert document == {
+        "run_name": "mine",
+        "files": 1,
+        "bytes": 8,
+        "uploaded": [{"path": "docs/readme.md", "key": "mine/docs/readme.md", "size": 8, "sha256": digest}],
+    }
+    assert (folder / "docs" / "readme.md").read_text() == "# notes\n"
+
+
+def test_a_folder_under_another_name(artifactsync: Command, folder: Path) -> None:
+    artifactsync("push", "mine", "plots", "--as", "pictures")
+    assert tree_of(folder) == {"pictures/acc.png", "pictures/deep/loss.png"}
+
+
+def test_a_second_push_replaces(artifactsync: Command, folder: Path) -> None:
+    artifactsync("push", "mine", "notes.md")
+    (artifactsync.cwd / "notes.md").write_text("newer")
+    artifactsync("push", "mine", "notes.md", "--quiet")
+    assert (folder / "notes.md").read_text() == "newer"
+
+
+def test_nothing_is_pushed_when_a_path_is_not_there(artifactsync: Command, folder: Path) -> None:
+    done = artifactsync("push", "mine", "notes.md", "nothing.txt", code=3)
+    assert done.err == "error: there is nothing at nothing.txt\nhint: check the path; nothing was pushed\n"
+    assert not folder.exists()
+
+
+def test_one_name_for_several_paths_is_a_usage_error(artifactsync: Command, folder: Path) -> None:
+    done = artifactsync("push", "mine", "notes.md", "plots", "--as", "x", code=2)
+    assert done.err.startswith("error: --as names one file or folder, but there are 2 PATHs.")
+    assert not folder.exists()
+
+
+def test_two_paths_that_would_become_one_are_refused(artifactsync: Command, folder: Path) -> None:
+    (artifactsync.cwd / "plots" / "notes.md").write_text("other")
+    done = artifactsync("push", "mine", "notes.md", "plots/notes.md", code=2)
+    assert "would both become notes.md" in done.err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("key", ["../escape", "/absolute", ".artifactsync/journal/x", "a//b", ""])
+def test_a_name_outside_the_run_is_refused(artifactsync: Command, folder: Path, key: str) -> None:
+    done = artifactsync("push", "mine", "notes.md", "--as", key, code=None)
+    assert done.code in {2, 4}
+    assert done.err.startswith("error: ")
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("digits")
+def test_the_bytes_of_a_checkpoint_are_never_replaced(artifactsync: Command, tmp_path: Path) -> None:
+    (artifactsync.cwd / "x.pt").write_bytes(b"other")
+    path = "checkpoints/ep3-ba30-rank0.pt"
+    done = artifactsync("push", "digits", "x.pt", "--as", path, code=1)
+    assert "committed checkpoint" in done.err
+    assert (tmp_path / "remote" / "digits" / path).stat().st_size == 1_000_030
+    artifactsync("verify", "digits", "--deep")
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_push_does_not_disturb_the_runs_owner(artifactsync: Command) -> None:
+    before = artifactsync("status", "digits", "--json").json
+    (artifactsync.cwd / "notes.md").write_text("x")
+    artifactsync("push", "digits", "notes.md")
+    assert artifactsync("status", "digits", "--json").json == before
+
+
+def test_an_empty_folder_is_said_to_be_empty(artifactsync: Command, folder: Path) -> None:
+    (artifactsync.cwd / "empty").mkdir()
+    assert artifactsync("push", "mine", "empty").err == "nothing to push: there is no file in it\n"
+    assert not folder.exists()

@@ -191,7 +191,7 @@ class ObjectStore:
         every = list(keys)
         for key in every:
             split_key(key)
-        with self._errors(""), contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(ObjectNotFoundError), self._errors(""):
             obstore.delete(self._lanes.ask, every)
 
     def copy(self, source: str, target: str) -> ObjectInfo:

@@ -160,7 +160,9 @@ class Answer:
 def wrong_region(url: str, region: str) -> ConfigurationError:
     """The bucket is elsewhere: in ``region``, or where nobody said (empty)."""
     hint = f"set AWS_REGION={region}, or region in storage_options" if region else UNKNOWN_REGION_HINT
-    return ConfigurationError(f"the bucket of {url} is in {region or 'another region'}", hint=hint, url=url)
+    return ConfigurationError(
+        f"the bucket of {url} is in {f'region {region}' if region else 'another region'}", hint=hint, url=url
+    )
 
 
 def from_obstore(error: BaseException, *, url: str, is_create: bool = False) -> ArtifactSyncError:

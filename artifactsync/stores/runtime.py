@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from pathlib import Path
 
 from artifactsync.errors import ConfigurationError
 
 _THREAD_NAME = "tokio-rt-worker"
 _TASKS = Path("/proc/self/task")
+_SETTLE_S = 0.1  # where a cgroup allows fewer threads than there are processors, each call waits that long
 _lock = threading.Lock()
 _started_in_pid: int | None = None
 
@@ -57,14 +59,27 @@ def set_runtime_priority(*, polite: bool) -> bool:
     return bool(threads) and all(_policy(thread_id) in {wanted, None} for thread_id in threads)
 
 
-def runtime_thread_ids() -> list[int]:
-    """The kernel's ids of obstore's threads in this process; empty where there is no ``/proc``."""
+def _named_thread_ids() -> list[int]:
     found = []
     with contextlib.suppress(OSError):
         for task in _TASKS.iterdir():
             with contextlib.suppress(OSError):
                 if (task / "comm").read_text().strip() == _THREAD_NAME:
                     found.append(int(task.name))
+    return found
+
+
+def runtime_thread_ids() -> list[int]:
+    """The kernel's ids of obstore's threads; empty before the first use of obstore, and where there is no ``/proc``.
+
+    A thread gets its name a moment after it begins: this waits for those that are about to.
+    """
+    if _started_in_pid != os.getpid():
+        return []
+    expected = int(os.environ.get("TOKIO_WORKER_THREADS", "0")) or len(os.sched_getaffinity(0))
+    until_s = time.monotonic() + _SETTLE_S
+    while len(found := _named_thread_ids()) < expected and time.monotonic() < until_s:
+        time.sleep(0.001)
     return found
 
 

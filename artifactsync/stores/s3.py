@@ -16,7 +16,7 @@ from datetime import timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from artifactsync.errors import ConfigurationError, CredentialsError, StoreError
+from artifactsync.errors import ConfigurationError, CredentialsError, StoreError, UnknownOutcomeError
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
 from artifactsync.stores.keys import split_key, why_refused
 from artifactsync.stores.object import (
@@ -171,19 +171,21 @@ class S3ObjectStore(ObjectStore):
         where = {"Bucket": self._bucket, "Key": key}
         with self._boto_errors(key):
             upload = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
+        parts = []
+        chunks = exact_chunks(body, part_size_bytes(body.size_bytes))
         try:
-            parts = []
             with self._boto_errors(key):
-                chunks = exact_chunks(body, part_size_bytes(body.size_bytes))
                 for number, chunk in enumerate(chunks, start=1):
                     sent = client.upload_part(**upload, PartNumber=number, Body=io.BytesIO(chunk))
                     parts.append({"PartNumber": number, "ETag": sent["ETag"]})
+            with self._boto_errors(key, is_create=True):
+                done = client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+        except UnknownOutcomeError:
+            raise  # it may be complete: nothing is cleaned up
         except BaseException:
             with contextlib.suppress(Exception):  # what broke the upload is the error to show
                 client.abort_multipart_upload(**upload)
             raise
-        with self._boto_errors(key, is_create=True):
-            done = client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
         return ObjectInfo(key=key, size_bytes=body.size_bytes, etag=done.get("ETag"))
 
     def _boto(self) -> Any:
@@ -288,10 +290,20 @@ def _boto_client(settings: S3Settings) -> Any:
         response_checksum_validation="when_required",
         signature_version=UNSIGNED if settings.anon else None,
     )
-    return settings.session.client(
+    client = settings.session.client(
         "s3",
         region_name=settings.region,
         endpoint_url=settings.endpoint_url,
         verify=settings.ca_bundle,
         config=config,
     )
+    client.meta.events.register("before-call.s3", _stay_in_region)
+    return client
+
+
+def _stay_in_region(params: dict[str, Any], **_: Any) -> None:
+    """Keep botocore from following a bucket to its region: obstore would not follow, and then only half would work.
+
+    It also does so without end where a service answers everything with a redirect.
+    """
+    params.get("context", {}).get("s3_redirect", {})["redirected"] = True

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def run(code):
+    """Run in a process of its own: a process has one runtime, and starts it once."""
+    head = """
+import os
+from artifactsync.stores import BytesBody, open_store, runtime
+def classes():
+    return sorted({os.sched_getscheduler(t) for t in runtime.runtime_thread_ids()})
+"""
+    done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()
+
+
+def test_a_polite_runtime_works_at_idle_priority_and_leaves_its_caller_alone():
+    shown = run("""
+print(runtime.start_polite_runtime(), classes() == [os.SCHED_IDLE], os.sched_getscheduler(0) == os.SCHED_OTHER)
+store = open_store("memory://x")
+store.put("a", BytesBody(bytes(20 << 20)))
+print(len(store.get("a")) == 20 << 20, classes() == [os.SCHED_IDLE], runtime.start_polite_runtime())
+""")
+    assert shown == ["True", "True", "True", "True", "True", "False"]
+
+
+def test_a_runtime_that_runs_already_is_left_alone():
+    shown = run("""
+open_store("memory://x").put("a", b"1")
+print(runtime.start_polite_runtime(), classes() == [os.SCHED_OTHER])
+""")
+    assert shown == ["False", "True"]
+
+
+def test_moving_the_threads_to_idle_and_telling_whether_they_came_back():
+    shown = run("""
+print(runtime.set_runtime_priority(polite=True))
+open_store("memory://x").put("a", b"1")
+print(runtime.set_runtime_priority(polite=True), classes() == [os.SCHED_IDLE])
+came_back = runtime.set_runtime_priority(polite=False)
+print(came_back == (classes() == [os.SCHED_OTHER]))
+""")
+    assert shown == ["False", "True", "True", "True"]

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -152,19 +153,17 @@ class _PositionedBatches:
     def __init__(self, batches: Iterable[Any], *, is_marking: bool) -> None:
         self._batches = batches
         self._is_marking = is_marking
-        self._seed, self._used = 0, 0
+        self._ready: Iterator[list[Any]] = iter(())
         self.worker_generator = torch.Generator()  # DataLoader draws the seed of its workers from it
 
     def begin(self, seed: int, used: int) -> None:
-        """Set what the next iteration begins with."""
-        self._seed, self._used = seed, used
-        self.worker_generator.manual_seed(seed)
+        """Start the sampler, and pass over the batches that were used.
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        # The first batch is drawn here, not when it is asked for, so that what the sampler takes from the global
-        # generators is taken at the start of the epoch.
+        The first batch is drawn here, not when it is asked for, so that what the sampler takes from the global
+        generators is taken at the start of the epoch, once, however often DataLoader asks for an iterator.
+        """
+        self.worker_generator.manual_seed(seed)
         indices = iter(self._batches)
-        used = self._used
         passed_over = sum(1 for _ in islice(indices, used))
         if passed_over < used:
             raise ConfigurationError(
@@ -172,10 +171,13 @@ class _PositionedBatches:
                 hint="resume with the same data and batch size",
             )
         whole = chain(list(islice(indices, 1)), indices)
-        return self._marked(whole, used) if self._is_marking else whole
+        self._ready = self._marked(whole, seed, used) if self._is_marking else whole
 
-    def _marked(self, batches: Iterator[list[Any]], used: int) -> Iterator[list[Any]]:
-        seed = self._seed
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self._ready
+
+    @staticmethod
+    def _marked(batches: Iterator[list[Any]], seed: int, used: int) -> Iterator[list[Any]]:
         for number, indices in enumerate(batches, start=used):
             # 2**63 / golden ratio: numbers that follow each other give seeds that are far apart
             yield [_BatchStart((seed + number * 0x4F1BBCDCBFA53E0B) % 2**63), *indices]
@@ -213,7 +215,7 @@ class _WorkerStart:
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
         if info is not None:
-            info.__dict__["dataset"] = info.dataset.inner  # type: ignore[attr-defined]  # ours, see _rebuilt
+            object.__setattr__(info, "dataset", info.dataset.inner)  # type: ignore[attr-defined]  # ours, see _rebuilt
         if self._user_function is not None:
             self._user_function(worker_id)
 
@@ -239,20 +241,22 @@ def _rebuilt(loader: Any) -> tuple[DataLoader[Any], _PositionedBatches]:
     has_workers = loader.num_workers > 0
     positions = _PositionedBatches(loader.batch_sampler, is_marking=has_workers)
     options: dict[str, Any] = {} if getattr(loader, "in_order", True) else {"in_order": False}  # torch 2.6 and later
-    rebuilt: DataLoader[Any] = DataLoader(
-        _SeededDataset(loader.dataset) if has_workers else loader.dataset,
-        batch_sampler=positions,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=_WorkerStart(loader.worker_init_fn) if has_workers else loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=positions.worker_generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what there is to say was said when the user made theirs
+        rebuilt: DataLoader[Any] = DataLoader(
+            _SeededDataset(loader.dataset) if has_workers else loader.dataset,
+            batch_sampler=positions,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=_WorkerStart(loader.worker_init_fn) if has_workers else loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=positions.worker_generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            **options,
+        )
     return rebuilt, positions
 
 

@@ -12,7 +12,9 @@ from artifactsync.checkpoint.write import write_snapshot
 
 
 def _draw():
-    return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())] + torch.rand(3).tolist()
+    return [random.random(), random.gauss(0, 1), float(np.random.rand()), float(np.random.randn())] + torch.rand(
+        3
+    ).tolist()
 
 
 def test_the_state_survives_a_file(tmp_path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import resource
 import signal
 import zipfile
@@ -78,7 +77,7 @@ def test_latest_follows_and_never_replaces_a_real_file(tmp_path):
     for name in ("one.pt", "two.pt"):
         (tmp_path / name).write_text(name)
         point_latest(tmp_path / "latest-rank0.pt", tmp_path / name)
-        assert os.readlink(tmp_path / "latest-rank0.pt") == name
+        assert str((tmp_path / "latest-rank0.pt").readlink()) == name
     (tmp_path / "real").write_text("precious")
     point_latest(tmp_path / "real", tmp_path / "one.pt")
     assert (tmp_path / "real").read_text() == "precious"

@@ -10,8 +10,10 @@ import argparse
 import os
 import random
 import signal
+import warnings
 
 import torch
+import torch._dynamo  # the optimizers import it, which takes seconds: the fork server shall have done that
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -75,6 +77,7 @@ def build(args, **more):
         batch_size=32,
         shuffle=True,
         num_workers=args.workers,
+        multiprocessing_context="fork" if args.workers else None,  # not what started this process
         persistent_workers=bool(args.workers) and args.persistent,
     )
     held_out = DataLoader(Digits(100, moved=False), batch_size=50)
@@ -123,9 +126,12 @@ def arguments(argv=None):
     return parser.parse_args(argv)
 
 
-def main():
+def main(argv=None, environment=None):
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # of torch's own workers
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
-    with build(arguments()) as trainer:
+    with build(arguments(argv)) as trainer:
         trainer.fit()
 
 

@@ -61,7 +61,10 @@ def redact(text: str) -> str:
 
 def redact_url(url: str) -> str:
     """Return ``url`` without user info and without secrets in its query."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets in the place of a host: no URL, but an error must be told all the same
+        return redact(url)
     if "@" in parts.netloc:
         parts = parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1])
     return redact(urlunsplit(parts)) if parts.scheme else url

@@ -158,6 +158,7 @@ def test_secrets_are_redacted(text, expected):
         ("s3://key:se@cret@bucket/prefix", "s3://***@bucket/prefix"),
         ("https://host/k?sig=abc", "https://host/k?sig=***"),
         ("memory://x", "memory://x"),
+        ("memory://x[1]", "memory://x[1]"),  # urlsplit refuses it
     ],
 )
 def test_urls_are_redacted(url, expected):

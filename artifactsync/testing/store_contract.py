@@ -82,8 +82,6 @@ class StoreContract:
     """False: the store cannot create atomically; then it must refuse with ``UnfencedStoreError``."""
     has_nested_keys: ClassVar[bool] = True
     """False: no object can have others below it (``a`` and ``a/b``), as in a file system; it must refuse then."""
-    is_ordered: ClassVar[bool] = True
-    """False: ``list`` is not in key order (``start_after`` must hold all the same)."""
     large_bytes: ClassVar[int] = 9 * _MIB + 1
     """Size of a body that needs several parts."""
     create_once_bytes: ClassVar[int] = 9 * _MIB + 1
@@ -135,15 +133,15 @@ class StoreContract:
 
     # -- round trips ------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("size_bytes", [0, 1, 4097])
-    def test_small_objects_come_back(self, store: Store, folder: str, size_bytes: int) -> None:
+    def test_small_objects_come_back(self, store: Store, folder: str) -> None:
         """A put is read back by get, head and list alike."""
-        data = PatternBody(size_bytes).read()
-        put = store.put(folder + "small", data)
-        assert (put.key, put.size_bytes) == (folder + "small", size_bytes)
-        assert store.get(folder + "small") == data
-        assert store.head(folder + "small").size_bytes == size_bytes
-        assert [(i.key, i.size_bytes) for i in store.list(folder)] == [(folder + "small", size_bytes)]
+        for size_bytes in (0, 1, 4097):
+            data, key = PatternBody(size_bytes).read(), f"{folder}{size_bytes}"
+            put = store.put(key, data)
+            assert (put.key, put.size_bytes) == (key, size_bytes)
+            assert store.get(key) == data
+            assert store.head(key).size_bytes == size_bytes
+            assert [(i.key, i.size_bytes) for i in store.list(key)] == [(key, size_bytes)]
 
     def test_large_body_comes_back(self, store: Store, folder: str) -> None:
         """A body of several parts arrives whole and in order, and is asked for in bounded pieces."""
@@ -187,17 +185,18 @@ class StoreContract:
         store.delete(fine)
         assert list(store.list(folder)) == []
 
-    @pytest.mark.parametrize("part", ["a//b", "a/./b", "a/../b", "../b"])
-    def test_odd_keys_are_kept_or_refused(self, store: Store, folder: str, part: str) -> None:
+    def test_odd_keys_are_kept_or_refused(self, store: Store, folder: str) -> None:
         """A key that some systems fold is stored as it is, or refused: never another key."""
-        key = folder + "x/" + part
-        try:
-            store.put(key, b"odd")
-        except ArtifactSyncError:
-            assert list(store.list(folder)) == []
-        else:
-            assert [i.key for i in store.list(folder)] == [key]
-            assert store.get(key) == b"odd"
+        for part in ("a//b", "a/./b", "a/../b", "../b"):
+            key = f"{folder}x/{part}"
+            try:
+                store.put(key, b"odd")
+            except ArtifactSyncError:
+                assert list(store.list(folder)) == [], part
+            else:
+                assert [i.key for i in store.list(folder)] == [key], part
+                assert store.get(key) == b"odd", part
+                store.delete([key])
 
     def test_objects_below_objects(self, store: Store, folder: str) -> None:
         """An object may have others below it; or the second of the two is refused and the first stays."""
@@ -224,20 +223,18 @@ class StoreContract:
 
     # -- ranges -----------------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize(
-        ("start", "end"),
-        [(0, 1), (3, 7), (3, None), (9, 10), (0, 10), (8, 99), (10, None), (10, 12), (50, 60)],
-    )
-    def test_ranges(self, store: Store, folder: str, start: int, end: int | None) -> None:
+    def test_ranges(self, store: Store, folder: str) -> None:
         """Ranges are cut at the end of the object."""
-        store.put(folder + "digits", b"0123456789")
-        assert store.get(folder + "digits", start=start, end=end) == b"0123456789"[start:end]
+        data = b"0123456789"
+        store.put(folder + "digits", data)
+        for start, end in ((0, 1), (3, 7), (3, None), (9, 10), (0, 10), (8, 99), (10, None), (10, 12), (50, 60)):
+            assert store.get(folder + "digits", start=start, end=end) == data[start:end], (start, end)
 
-    @pytest.mark.parametrize("at", [0, 4, 10])
-    def test_empty_range(self, store: Store, folder: str, at: int) -> None:
+    def test_empty_range(self, store: Store, folder: str) -> None:
         """An empty range of an object that exists is no bytes."""
         store.put(folder + "digits", b"0123456789")
-        assert store.get(folder + "digits", start=at, end=at) == b""
+        for at in (0, 4, 10):
+            assert store.get(folder + "digits", start=at, end=at) == b"", at
 
     def test_range_of_an_empty_object(self, store: Store, folder: str) -> None:
         """Nothing can be read from nothing, without an error."""
@@ -254,20 +251,21 @@ class StoreContract:
 
     # -- what is not there ------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("operation", ["get", "range", "head", "copy"])
-    def test_missing_objects(self, store: Store, folder: str, operation: str) -> None:
+    def test_missing_objects(self, store: Store, folder: str) -> None:
         """Reading a key that is not there names it, also beside keys that begin or go on like it."""
         store.put(folder + "there/and/deeper", b"x")
         key = folder + "there/and"
         calls: dict[str, Callable[[], object]] = {
             "get": lambda: store.get(key),
             "range": lambda: store.get(key, start=1, end=2),
+            "empty range": lambda: store.get(key, start=1, end=1),
             "head": lambda: store.head(key),
             "copy": lambda: store.copy(key, folder + "target"),
         }
-        with pytest.raises(ObjectNotFoundError) as caught:
-            calls[operation]()
-        self.check_error(store, caught.value, key)
+        for name, call in calls.items():
+            with pytest.raises(ObjectNotFoundError) as caught:
+                call()
+            self.check_error(store, caught.value, key, name)
         assert [i.key for i in store.list(folder)] == [folder + "there/and/deeper"]
 
     # -- listing ----------------------------------------------------------------------------------------------------
@@ -281,7 +279,7 @@ class StoreContract:
             expected = sorted(k for k in keys if k.startswith(folder + prefix))
             listed = [i.key for i in store.list(folder + prefix)]
             assert sorted(listed) == expected, prefix
-            if self.is_ordered:
+            if getattr(store, "ordered_listing", False):  # only then RetryStore goes on after the last key
                 assert listed == expected, prefix
 
     def test_list_starts_after(self, store: Store, folder: str) -> None:
@@ -359,14 +357,15 @@ class StoreContract:
 
     # -- put_if_absent ----------------------------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("first", [b"", b"first"])
-    def test_create_once_then_never_again(self, store: Store, folder: str, first: bytes) -> None:
+    def test_create_once_then_never_again(self, store: Store, folder: str) -> None:
         """The second create fails and changes nothing, also where the first was empty."""
-        assert store.put_if_absent(folder + "once", first).size_bytes == len(first)
-        with pytest.raises(AlreadyExistsError) as caught:
-            store.put_if_absent(folder + "once", b"second")
-        self.check_error(store, caught.value, folder + "once")
-        assert store.get(folder + "once") == first
+        for first in (b"", b"first"):
+            key = f"{folder}once{len(first)}"
+            assert store.put_if_absent(key, first).size_bytes == len(first)
+            with pytest.raises(AlreadyExistsError) as caught:
+                store.put_if_absent(key, b"second")
+            self.check_error(store, caught.value, key)
+            assert store.get(key) == first
 
     def test_create_once_gives_way_to_a_put(self, store: Store, folder: str) -> None:
         """It is the key that counts, however it came to be, and a deleted key is free again."""
@@ -491,13 +490,13 @@ class StoreContract:
         store.close()
         store.close()
 
-    def check_error(self, store: Store, error: ArtifactSyncError, key: str) -> None:
+    def check_error(self, store: Store, error: ArtifactSyncError, key: str, call: str = "") -> None:
         """An error says where it was, and nothing secret, nor do the errors that caused it."""
-        assert error.url is not None, "the error has no url"
-        assert error.url.startswith(store.url.rstrip("/"))
-        assert error.url.endswith(key)
+        assert error.url is not None, f"the error has no url {call}"
+        assert error.url.startswith(store.url.rstrip("/")), call
+        assert error.url.endswith(key), call
         told = "".join(traceback.format_exception(error)) + repr(error) + error.hint + error.url
-        assert [s for s in self.secrets if s in told] == []
+        assert [s for s in self.secrets if s in told] == [], call
 
 
 __all__ = ["PatternBody", "StoreContract"]

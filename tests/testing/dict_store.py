@@ -13,6 +13,7 @@ class DictStore:
     """Objects in a dict. Correct; the broken ones derive from it."""
 
     url = "dict://root"
+    ordered_listing = True
 
     def __init__(self):
         self.objects = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import threading
 from datetime import timezone
 from pathlib import Path
@@ -58,6 +59,7 @@ class S3ObjectStore(ObjectStore):
         self._bucket = bucket
         self._settings = settings
         self._client: Any = None
+        self._client_pid = 0
         self._client_lock = threading.Lock()
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
@@ -190,8 +192,8 @@ class S3ObjectStore(ObjectStore):
 
     def _boto(self) -> Any:
         with self._client_lock:
-            if self._client is None:
-                self._client = _boto_client(self._settings)
+            if self._client is None or self._client_pid != os.getpid():  # a forked child must not share connections
+                self._client, self._client_pid = _boto_client(self._settings), os.getpid()
             return self._client
 
     @contextlib.contextmanager

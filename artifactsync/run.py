@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from artifactsync.journal.attempt import Attempt, FinishState
     from artifactsync.stores.filesystem import StoreFileSystem
+    from artifactsync.transfer.patience import Patience
     from artifactsync.transfer.upload import Upload, UploadedFile
 
 __all__ = [
@@ -118,6 +119,7 @@ class Run:
         allow_unfenced: Accept a store without put-if-absent: two processes with one run name can then hurt each other.
         max_concurrency: Files that are uploaded at the same time.
         bandwidth_limit: Bytes per second of all transfers together; None is no limit.
+        patience: How long a failing upload is tried again; None outlasts an outage, as behind a training loop.
 
     Raises:
         RunNameError: the name is not allowed.
@@ -139,6 +141,7 @@ class Run:
         allow_unfenced: bool = False,
         max_concurrency: int = 8,
         bandwidth_limit: float | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.name = resolve_run_name(run_name)
         """The run name."""
@@ -157,6 +160,7 @@ class Run:
         self._is_closed = False
         self._local_step: int | None = None
         self._max_concurrency = max_concurrency
+        self._patience = patience
         self._lazy_queue: UploadQueue | None = None
         self._log = JournalLog(self._store, self.name)
         self._attempt: Attempt | None = None
@@ -571,7 +575,9 @@ class Run:
     def _queue(self) -> UploadQueue:
         with self._lock:
             if self._lazy_queue is None:
-                self._lazy_queue = UploadQueue(self._store, max_concurrency=self._max_concurrency)
+                self._lazy_queue = UploadQueue(
+                    self._store, max_concurrency=self._max_concurrency, patience=self._patience
+                )
             return self._lazy_queue
 
     def _writable(self) -> Run:

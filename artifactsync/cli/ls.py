@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from artifactsync.cli.messages import show_log_messages
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.tables import Column
 from artifactsync.cli.terminal import printable
@@ -68,6 +69,7 @@ def command(session: Session, run: str | None) -> None:
 
 def _list_runs(session: Session) -> None:
     remote, storage_options = session.remote, session.storage_options
+    show_log_messages(session.screen)
     from artifactsync.run import list_runs
 
     runs = list_runs(remote, storage_options)

@@ -22,12 +22,14 @@ from artifactsync.cli.configuration import (
     find_configuration,
     storage_options_for,
 )
+from artifactsync.cli.messages import show_log_messages
 from artifactsync.cli.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from artifactsync.run import Run
+    from artifactsync.transfer.patience import Patience
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -70,14 +72,19 @@ class Session:
         """Whether a bar is wanted."""
         return not self.screen.is_quiet
 
-    def open_run(self, run_name: str) -> Run:
+    def open_run(self, run_name: str, *, patience: Patience | None = None) -> Run:
         """Open a run without claiming it: for everything but saving checkpoints.
+
+        Args:
+            run_name: What the user typed.
+            patience: How long failing uploads are tried again.
 
         Raises:
             RunNameError: not a name that a run can have.
             ConfigurationError: no remote, or a wrong one.
         """
         remote = self.remote
+        show_log_messages(self.screen)
         from artifactsync.naming import validate_run_name
         from artifactsync.run import Run
 
@@ -87,6 +94,7 @@ class Session:
             local_root=self.local_root,
             storage_options=self.storage_options,
             read_only=True,
+            patience=patience,
         )
 
 

@@ -87,21 +87,21 @@ def test_nobody_answers(artifactsync: Command, fails, s3, fault_proxy) -> None:
 def test_no_such_bucket(artifactsync: Command, fails, request: pytest.FixtureRequest, cloud: str) -> None:
     server = request.getfixturevalue(cloud)
     artifactsync.environ.update({**server.environment, "ARTIFACTSYNC_REMOTE": f"{server.missing_bucket()}/runs"})
-    for message in fails(code=2, kinds={"bucket-not-found"}):
+    for message in fails(code=2, kinds={"bucket-not-found"}, commands=COMMANDS[1:]):
         assert "artifactsync-no-such-bucket" in message
 
 
 @pytest.mark.parametrize("remote", ["s3://bucket/runs", "gs://bucket/runs"])
 def test_no_credentials(artifactsync: Command, fails, remote: str) -> None:
     artifactsync.environ["ARTIFACTSYNC_REMOTE"] = remote
-    fails(code=6, kinds={"credentials"})
+    fails(code=6, kinds={"credentials"}, commands=COMMANDS[2:])
 
 
 def test_wrong_credentials(artifactsync: Command, fails, s3) -> None:
     environ = {name: "hunter2" if "SECRET" in name else value for name, value in s3.environment.items()}
     assert environ != s3.environment
     artifactsync.environ.update({**environ, "ARTIFACTSYNC_REMOTE": s3.fresh_url()})
-    assert "hunter2" not in "".join(fails(code=6, kinds={"credentials", "permission"}))
+    assert "hunter2" not in "".join(fails(code=6, kinds={"credentials", "permission"}, commands=COMMANDS[1:]))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a b", "x" * 200, "ünïcode"])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import resource
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,3 +116,18 @@ def test_an_empty_folder_is_said_to_be_empty(artifactsync: Command, folder: Path
     (artifactsync.cwd / "empty").mkdir()
     assert artifactsync("push", "mine", "empty").err == "nothing to push: there is no file in it\n"
     assert not folder.exists()
+
+
+def test_a_full_remote_is_told_and_given_up(artifactsync: Command, folder: Path) -> None:
+    def limit() -> None:  # EFBIG stands for ENOSPC: a small file system of its own needs root
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    (artifactsync.cwd / "big.bin").write_bytes(b"x" * 1_000_000)
+    began = time.monotonic()
+    done = artifactsync("push", "mine", "big.bin", code=7, preexec_fn=limit)
+    assert time.monotonic() - began < 15
+    warning, error, hint = done.err.splitlines()
+    assert warning.startswith("warning: upload of mine/big.bin failed and will be tried again: ")
+    assert error.startswith("error: upload of mine/big.bin failed after ")
+    assert hint == "hint: free some space, then try again"
+    assert tree_of(folder) == set()

@@ -1,9 +1,10 @@
 """S3 and its likes: obstore for the bytes, boto3 for what obstore lacks.
 
-Owns: the settings of each lane, and over boto3: listing (obstore folds ``a/`` to ``a`` and breaks off at one hostile
-key), create-only uploads too large for one request, copies beyond 5 GiB, and deletion of keys that obstore refuses.
+Owns, over boto3: listing (obstore folds ``a/`` to ``a`` and breaks off at one hostile key), create-only uploads too
+large for one request, copies beyond 5 GiB, and deletion of keys that obstore refuses. Does not own: connections
+(``s3_connection``), credentials (``credentials``).
 
-Invariant: plain http only where the user wrote it; bodies go unsigned over TLS only.
+Invariant: what is listed is what is there, key by key, however hostile a key is.
 """
 
 from __future__ import annotations
@@ -14,23 +15,15 @@ import io
 import os
 import threading
 from datetime import timezone
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import ConfigurationError, CredentialsError, StoreError, UnknownOutcomeError
+from artifactsync.errors import CredentialsError, StoreError, UnknownOutcomeError
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
 from artifactsync.stores.keys import split_key, why_refused
-from artifactsync.stores.object import (
-    CONNECT_TIMEOUT_S,
-    SHORT_TIMEOUT_S,
-    Lanes,
-    ObjectStore,
-    exact_chunks,
-    open_lanes,
-    part_size_bytes,
-)
+from artifactsync.stores.object import ObjectStore, exact_chunks, part_size_bytes
 from artifactsync.stores.object_errors import UNKNOWN_REGION_HINT, from_botocore, printable_cause, wrong_region
 from artifactsync.stores.protocol import Body, ObjectInfo
+from artifactsync.stores.s3_connection import open_boto_client, open_s3_lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +48,7 @@ class S3ObjectStore(ObjectStore):
     def __init__(self, bucket: str, settings: S3Settings) -> None:
         url = f"s3://{bucket}"
         self._credentials = None if settings.anon else SessionCredentials(settings.session, url=url)
-        super().__init__(_lanes(bucket, settings, self._credentials), url)
+        super().__init__(open_s3_lanes(bucket, settings, self._credentials), url)
         self._bucket = bucket
         self._settings = settings
         self._client: Any = None
@@ -125,7 +118,7 @@ class S3ObjectStore(ObjectStore):
             if not self._settings.checksum_algorithm:
                 raise
         self._settings = dataclasses.replace(self._settings, checksum_algorithm="")
-        self._lanes = _lanes(self._bucket, self._settings, self._credentials)
+        self._lanes = open_s3_lanes(self._bucket, self._settings, self._credentials)
         return send()
 
     def _refined(self, error: ArtifactSyncError) -> ArtifactSyncError:
@@ -193,7 +186,7 @@ class S3ObjectStore(ObjectStore):
     def _boto(self) -> Any:
         with self._client_lock:
             if self._client is None or self._client_pid != os.getpid():  # a forked child must not share connections
-                self._client, self._client_pid = _boto_client(self._settings), os.getpid()
+                self._client, self._client_pid = open_boto_client(self._settings), os.getpid()
             return self._client
 
     @contextlib.contextmanager
@@ -229,83 +222,3 @@ def _folders_passed_over(prefix: str, start_after: str) -> list[str]:
     if start_after:
         ends.append(len(start_after))
     return [start_after[:at] + "/" for at in ends if start_after[at - 1] != "/"]
-
-
-def _lanes(bucket: str, settings: S3Settings, credentials: SessionCredentials | None) -> Lanes:
-    from obstore.store import S3Store  # noqa: PLC0415 loads the cloud library
-
-    config: dict[str, Any] = {"region": settings.region}
-    if settings.endpoint_url:
-        config["endpoint"] = config["aws_endpoint_url_s3"] = settings.endpoint_url.rstrip("/")
-    if settings.checksum_algorithm:
-        config["checksum_algorithm"] = settings.checksum_algorithm
-    if not settings.is_http:
-        config["unsigned_payload"] = True
-    if settings.anon:
-        config["skip_signature"] = True
-    config["virtual_hosted_style_request"] = _is_virtual(bucket, settings)
-    client: dict[str, Any] = {"allow_http": settings.is_http}
-    if settings.ca_bundle:
-        client["root_certificate"] = _read_certificates(settings.ca_bundle)
-
-    def open_one(client_options: Any, retry_config: Any) -> Any:
-        return S3Store(
-            bucket,
-            config=cast("Any", config),
-            client_options=client_options,
-            retry_config=retry_config,
-            credential_provider=cast("Any", credentials),
-        )
-
-    return open_lanes(open_one, client)
-
-
-def _is_virtual(bucket: str, settings: S3Settings) -> bool:
-    """Whether the bucket goes into the host name. A dot in it would break the certificate's wildcard."""
-    if settings.addressing_style == "auto":
-        return settings.endpoint_url is None and "." not in bucket
-    return settings.addressing_style == "virtual"
-
-
-def _read_certificates(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            f"the certificate file {path} cannot be read: {error.strerror}", hint="check AWS_CA_BUNDLE or verify"
-        ) from error
-
-
-def _boto_client(settings: S3Settings) -> Any:
-    from botocore import UNSIGNED  # noqa: PLC0415 loads the cloud library
-    from botocore.config import Config  # noqa: PLC0415
-
-    style = settings.addressing_style
-    if style == "auto" and settings.endpoint_url:
-        style = "path"
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=SHORT_TIMEOUT_S,
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        s3={"addressing_style": style},
-        request_checksum_calculation="when_required",  # newer defaults break some services
-        response_checksum_validation="when_required",
-        signature_version=UNSIGNED if settings.anon else None,
-    )
-    client = settings.session.client(
-        "s3",
-        region_name=settings.region,
-        endpoint_url=settings.endpoint_url,
-        verify=settings.ca_bundle,
-        config=config,
-    )
-    client.meta.events.register("before-call.s3", _stay_in_region)
-    return client
-
-
-def _stay_in_region(params: dict[str, Any], **_: Any) -> None:
-    """Keep botocore from following a bucket to its region: obstore would not follow, and then only half would work.
-
-    It also does so without end where a service answers everything with a redirect.
-    """
-    params.get("context", {}).get("s3_redirect", {})["redirected"] = True

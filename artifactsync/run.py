@@ -120,6 +120,7 @@ class Run:
         max_concurrency: Files that are uploaded at the same time.
         bandwidth_limit: Bytes per second of all transfers together; None is no limit.
         patience: How long a failing upload is tried again; None outlasts an outage, as behind a training loop.
+        max_pending_files: When so many uploads wait, a new one fails at once.
 
     Raises:
         RunNameError: the name is not allowed.
@@ -142,6 +143,7 @@ class Run:
         max_concurrency: int = 8,
         bandwidth_limit: float | None = None,
         patience: Patience | None = None,
+        max_pending_files: int = 10_000,
     ) -> None:
         self.name = resolve_run_name(run_name)
         """The run name."""
@@ -161,6 +163,7 @@ class Run:
         self._local_step: int | None = None
         self._max_concurrency = max_concurrency
         self._patience = patience
+        self._max_pending_files = max_pending_files
         self._lazy_queue: UploadQueue | None = None
         self._log = JournalLog(self._store, self.name)
         self._attempt: Attempt | None = None
@@ -576,7 +579,10 @@ class Run:
         with self._lock:
             if self._lazy_queue is None:
                 self._lazy_queue = UploadQueue(
-                    self._store, max_concurrency=self._max_concurrency, patience=self._patience
+                    self._store,
+                    max_concurrency=self._max_concurrency,
+                    patience=self._patience,
+                    max_pending_files=self._max_pending_files,
                 )
             return self._lazy_queue
 

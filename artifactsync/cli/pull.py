@@ -17,6 +17,7 @@ from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.tree import show_tree
 from artifactsync.cli.units import counted, human_bytes, human_duration, human_rate
+from artifactsync.errors import UnsafeKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,19 +100,22 @@ def command(
             session.screen.warn(f"checkpoint {damaged.name} is damaged ({error}); trying the one before it")
 
         chosen = checkpoint or ("best" if metric else "latest")
-        report = opened.pull(
-            destination if destination is not None else Path(opened.name),
-            checkpoint=chosen,
-            metric=metric or (_only_metric(opened) if chosen == "best" else None),
-            mode=mode,
-            only=only,
-            include=include,
-            exclude=exclude,
-            dry_run=dry_run,
-            on_plan=on_plan,
-            on_progress=bar.advance,
-            on_fallback=on_fallback,
-        )
+        try:
+            report = opened.pull(
+                destination if destination is not None else Path(opened.name),
+                checkpoint=chosen,
+                metric=metric or (_only_metric(opened) if chosen == "best" else None),
+                mode=mode,
+                only=only,
+                include=include,
+                exclude=exclude,
+                dry_run=dry_run,
+                on_plan=on_plan,
+                on_progress=bar.advance,
+                on_fallback=on_fallback,
+            )
+        except UnsafeKeyError as error:
+            raise UnsafeKeyError(error.message, hint="leave it out with --exclude GLOB", url=error.url) from error
     if session.is_json:
         session.screen.json(report.to_json())
     elif not session.screen.is_quiet or dry_run:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from artifactsync.transfer.upload import Upload, UploadedFile
 
 _LOOK_S = 0.2  # how often the bar looks at an upload
+_MAX_FILES = 10_000_000  # in one push: no training loop is held up by their number
 _GIVE_UP_S = 5.0  # a user waits: beyond what the store itself tries again, a full remote is tried no longer
 
 
@@ -59,7 +60,8 @@ def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None
     began = time.monotonic()
     from artifactsync.transfer.patience import Patience
 
-    with session.open_run(run, patience=Patience(deadline_s=_GIVE_UP_S)) as opened:
+    patience = Patience(deadline_s=_GIVE_UP_S)
+    with session.open_run(run, patience=patience, max_pending_files=_MAX_FILES) as opened:
         _check_names(opened, paths)
         with byte_bar("pushing", is_wanted=session.has_progress) as bar:
             uploads = [upload for path in paths for upload in opened.push(path, key)]

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from artifactsync.run import Run
-    from artifactsync.transfer.patience import Patience
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -72,12 +71,12 @@ class Session:
         """Whether a bar is wanted."""
         return not self.screen.is_quiet
 
-    def open_run(self, run_name: str, *, patience: Patience | None = None) -> Run:
+    def open_run(self, run_name: str, **uploading: Any) -> Run:
         """Open a run without claiming it: for everything but saving checkpoints.
 
         Args:
             run_name: What the user typed.
-            patience: How long failing uploads are tried again.
+            **uploading: ``patience`` and ``max_pending_files`` of ``Run``.
 
         Raises:
             RunNameError: not a name that a run can have.
@@ -94,7 +93,7 @@ class Session:
             local_root=self.local_root,
             storage_options=self.storage_options,
             read_only=True,
-            patience=patience,
+            **uploading,
         )
 
 

@@ -197,3 +197,12 @@ def test_a_link_in_the_destination_is_not_followed(artifactsync: Command, tmp_pa
     (artifactsync.cwd / "digits" / "plots").symlink_to(outside)
     artifactsync("pull", "digits", code=2)
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_hostile_key_is_refused_and_can_be_left_out(artifactsync: Command, tmp_path: Path) -> None:
+    (tmp_path / "remote" / "digits" / "bad\x1b[2Jname").write_bytes(b"x")
+    done = artifactsync("pull", "digits", code=4)
+    assert "\x1b" not in done.err
+    assert done.err.endswith("hint: leave it out with --exclude GLOB\n")
+    assert artifactsync("pull", "digits", "--exclude", "bad*", "--json").json["files"] == 3

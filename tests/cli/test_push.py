@@ -112,6 +112,15 @@ def test_a_push_does_not_disturb_the_runs_owner(artifactsync: Command) -> None:
     assert artifactsync("status", "digits", "--json").json == before
 
 
+def test_more_files_than_a_training_loop_may_queue(artifactsync: Command, folder: Path) -> None:
+    many = artifactsync.cwd / "many"
+    many.mkdir()
+    for number in range(10_100):
+        (many / f"{number:05d}").touch()
+    assert artifactsync("push", "mine", "many", "--json", "--quiet").json["files"] == 10_100
+    assert len(tree_of(folder)) == 10_100
+
+
 def test_an_empty_folder_is_said_to_be_empty(artifactsync: Command, folder: Path) -> None:
     (artifactsync.cwd / "empty").mkdir()
     assert artifactsync("push", "mine", "empty").err == "nothing to push: there is no file in it\n"

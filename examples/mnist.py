@@ -24,7 +24,7 @@ from artifactsync import ConsoleLogger, FileLogger, Trainer
 
 
 class Digits(Dataset):
-    """scikit-learn's handwritten digits, 8 × 8 pixels, as (image, label)."""
+    """scikit-learn's handwritten digits, 8 by 8 pixels, as (image, label)."""
 
     def __init__(self, transform: v2.Transform) -> None:
         pixels, labels = load_digits(return_X_y=True)

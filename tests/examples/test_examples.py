@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from artifactsync import Run
-
-_EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def _run(name, *arguments, environment=None):
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(_EXAMPLES / name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-        env={**os.environ, **(environment or {})},
-    )
+from tests.examples.programs import run_program
 
 
 def test_mnist_trains_and_goes_on_elsewhere(tmp_path, s3):
     arguments = ["--run-name", "digits", "--remote", s3.fresh_url(), "--save-interval", "10ba"]
-    first = _run(
-        "mnist.py", *arguments, "--local-root", tmp_path / "a", "--max-duration", "1ep", environment=s3.environment
-    )
+
+    def train(host, duration):
+        more = ["--local-root", tmp_path / host, "--max-duration", duration]
+        return run_program("mnist.py", *arguments, *more, folder=tmp_path / f"{host}-out", environment=s3.environment)
+
+    first = train("a", "1ep")
     assert first.returncode == 0, first.stderr
     assert "run digits: accuracy 0." in first.stdout
-    second = _run(
-        "mnist.py", *arguments, "--local-root", tmp_path / "b", "--max-duration", "2ep", environment=s3.environment
-    )
+    second = train("b", "2ep")
     assert second.returncode == 0, second.stderr
     assert "continuing after batch 24" in second.stderr
     accuracy = float(second.stdout.split("accuracy ")[1])
@@ -50,13 +34,14 @@ def test_mnist_trains_and_goes_on_elsewhere(tmp_path, s3):
 
 
 def test_plain_loop_goes_on_with_the_same_numbers(tmp_path):
-    first = _run("plain_loop.py", "--run-name", "p", "--remote", tmp_path / "r", "--local-root", tmp_path / "a")
+    def train(name, host, steps):
+        arguments = ["--run-name", name, "--remote", tmp_path / "r", "--local-root", tmp_path / host, "--steps", steps]
+        return run_program("plain_loop.py", *arguments, folder=tmp_path / f"{host}-out")
+
+    first = train("p", "a", 300)
     assert first.returncode == 0, first.stderr
     for steps, host in ((110, "b"), (300, "c")):
-        again = _run(
-            *["plain_loop.py", "--run-name", "q", "--remote", tmp_path / "r"],
-            *["--local-root", tmp_path / host, "--steps", steps],
-        )
+        again = train("q", host, steps)
         assert again.returncode == 0, again.stderr
     assert "attempt 2: starting at step 110" in again.stdout
     assert again.stdout.splitlines()[-2] == first.stdout.splitlines()[-2]  # the last loss

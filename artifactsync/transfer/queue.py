@@ -25,7 +25,8 @@ from artifactsync.errors import (
     UploadError,
     WaitTimeoutError,
 )
-from artifactsync.transfer import at_exit, priority
+from artifactsync.stores import runtime
+from artifactsync.transfer import at_exit
 from artifactsync.transfer.clock import wait_on
 from artifactsync.transfer.hashing import FileBody, open_file
 from artifactsync.transfer.meter import Meter, Throttle
@@ -58,7 +59,11 @@ _MAX_TOLD = 1000  # failures kept to be raised; more are counted
 class UploadQueue:
     """Uploads files in the background, each key in order, different keys at the same time.
 
-    The worker threads give way to training (see ``priority``) until someone waits for them. Between ``submit`` and
+    The stores' own threads, which send the bytes and hold no interpreter lock, are ``SCHED_IDLE`` (Linux) until someone
+    waits for them, or until nothing has moved for 20 s on a saturated machine. The worker threads stay ordinary: they
+    take the interpreter lock now and then, and an idle thread that is not given a core while it holds that lock stops
+    the training (measured: docs/benchmarks.md). A process without ``CAP_SYS_NICE`` cannot raise its threads again:
+    there they stay idle, which has slowed uploads by less than a half. Between ``submit`` and
     the upload a file may be deleted or replaced by a rename: its descriptor is held while a budget of descriptors
     lasts (the smaller of 256 and a quarter of ``RLIMIT_NOFILE``); beyond that the path is opened later. A file that
     is rewritten in place is sent as it is when it is read, always whole.
@@ -69,7 +74,7 @@ class UploadQueue:
         bandwidth_limit_bytes_per_s: Upper limit of all uploads together; None is none.
         max_pending_files: When so many uploads wait, a new one fails at once instead of blocking the training.
         patience: How long failing uploads are tried again.
-        polite: Whether the threads give way to training.
+        polite: Whether the stores' threads give way to training.
         clock: The ``time`` module, or a ``FakeClock``.
 
     Raises:
@@ -338,18 +343,19 @@ class UploadQueue:
             if upload.overwrite:
                 self._untold.pop(upload.key, None)  # a newer upload makes an older failure good
         else:
-            self._note_failure(upload, outcome)
+            self._note_failure(upload, outcome, is_told=self._is_aborted)
         upload.settle(outcome)
         self._changed.notify_all()
 
-    def _note_failure(self, upload: Upload, error: ArtifactSyncError) -> None:
+    def _note_failure(self, upload: Upload, error: ArtifactSyncError, *, is_told: bool = False) -> None:
         self._failed_files += 1
         self._troubles.pop(upload.key, None)
         if len(self._troubles) < _MAX_TOLD:
             self._troubles[upload.key] = error
         if len(self._untold) < _MAX_TOLD:
             self._untold[upload.key] = upload
-        _log.error("%s", error)
+        if not is_told:  # whoever aborts says so once, not for each file
+            _log.error("%s", error)
 
     def _raise_failures(self) -> None:
         with self._changed:
@@ -406,6 +412,7 @@ class UploadQueue:
                     self._ensure_threads()
                     self._changed.notify_all()
                 self._check_starvation(now)
+                self._apply_priority()  # the stores' threads come into being with their first request
                 timeout_s = _TICK_S if due_s is None else max(0.0, due_s - now)
                 if self._schedule.running():
                     timeout_s = min(timeout_s, _TICK_S)
@@ -419,27 +426,17 @@ class UploadQueue:
             self._meter.last_moved_s = now
         if not self._is_starved and now - self._meter.last_moved_s > _STARVED_S:
             self._is_starved = True
-            self._apply_priority()
-
-    @property
-    def _is_idle_class(self) -> bool:
-        return self._polite and not self._watchers and not self._is_starved
 
     def _apply_priority(self) -> None:
-        """Give every worker its scheduling class. The lock is held."""
+        """Let the stores' own threads give way to training, or not. The lock is held."""
         if self._polite:
-            threads = [worker.native_id for worker in self._workers if worker.native_id is not None]
-            priority.set_all(threads, idle=self._is_idle_class)
+            runtime.set_runtime_priority(polite=not self._watchers and not self._is_starved)
 
     def _work(self) -> None:
         """A worker thread: run uploads until there has been none for a while."""
         try:
             while True:
                 with self._changed:
-                    if self._is_idle_class:
-                        priority.make_idle()
-                    elif self._polite and not priority.make_normal():
-                        return  # the keeper starts an ordinary thread instead
                     upload = self._schedule.take()
                     if upload is None:
                         if not self._changed.wait(_IDLE_S) and not self._schedule.ready:
@@ -464,11 +461,17 @@ class UploadQueue:
             self._drain_here(timeout_s)
         if timeout_s is None or timeout_s > tell_after_s:
             try:
-                return self.close(tell_after_s, abort=False)
+                self.close(tell_after_s, abort=False)
             except WaitTimeoutError:
                 tell(f"waiting for {self.describe_pending()} (Ctrl-C gives up)")
                 timeout_s = None if timeout_s is None else timeout_s - tell_after_s
-        return self.close(timeout_s)
+            else:
+                return
+        try:
+            self.close(timeout_s, abort=False)
+        except WaitTimeoutError:
+            self.abort()
+            raise
 
     def describe_pending(self) -> str:
         """What is not durable, in words."""

@@ -513,3 +513,54 @@ def test_real_servers_hold_what_was_sent(request, cloud, make_file):
     assert {info.key: info.size_bytes for info in store.list()} == {f"dir/f{size}": size for size in sizes}
     assert store.get("dir/f20000000") == paths["dir/f20000000"].read_bytes()
     store.close()
+
+
+@pytest.fixture
+def wishes(monkeypatch):
+    """What the stores' own threads are asked to be: polite or not, in order, without repetitions."""
+    wishes = []
+
+    def note(*, polite):
+        if wishes[-1:] != [polite]:
+            wishes.append(polite)
+        return True
+
+    monkeypatch.setattr(queue_module.runtime, "set_runtime_priority", note)
+    return wishes
+
+
+def test_the_stores_threads_are_polite_until_someone_waits(gated, gate, make_file, wishes):
+    queue = UploadQueue(gated)
+    upload = queue.submit("k", make_file("k"))
+    gate.wait_for("k")
+    waiter = threading.Thread(target=upload.result)  # a background thread that waits is no training that stands still
+    waiter.start()
+    gate.open()
+    waiter.join(DEADLINE_S)
+    assert wishes == [True]
+    queue.close(DEADLINE_S)
+    assert wishes[:2] == [True, False]
+
+
+def test_the_stores_threads_are_left_alone_if_asked(store, make_file, wishes):
+    with UploadQueue(store, polite=False) as queue:
+        queue.submit("k", make_file("k")).result(DEADLINE_S)
+    assert wishes == []
+
+
+def test_an_upload_that_is_starved_gets_its_share(gated, gate, make_file, wishes, monkeypatch):
+    starved = threading.Event()
+    note = queue_module.runtime.set_runtime_priority
+    monkeypatch.setattr(
+        queue_module.runtime,
+        "set_runtime_priority",
+        lambda *, polite: (note(polite=polite) and polite) or starved.set(),
+    )
+    queue = UploadQueue(gated, clock=FakeClock())  # its seconds pass in milliseconds while the upload stands still
+    upload = queue.submit("k", make_file("k"))
+    gate.wait_for("k")
+    assert starved.wait(DEADLINE_S)
+    assert wishes == [True, False]
+    gate.open()
+    assert upload.future.exception(DEADLINE_S) is None
+    queue.close(DEADLINE_S)

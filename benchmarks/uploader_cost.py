@@ -1,0 +1,268 @@
+"""What an uploader takes from a training loop beside it, and what ``submit`` costs the caller.
+
+A one-thread loop of small torch operations runs while a file is uploaded from the same process to a native sink in a
+process of its own. Lost time is the loop's time less what its steps take when nothing is uploaded, measured right
+before and after; it is given per GiB. The contenders take turns (A B C D A B C D …), each in its own process.
+
+The sink is scheduled as idle, so that it never takes a core from the loop: what is lost, the uploader took.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import save, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CONTENDERS = {
+    "polite": "artifactsync, polite (default)",
+    "normal": "artifactsync, normal priority",
+    "boto3": "boto3 upload_file in a thread",
+    "s3fs": "s3fs put_file in a thread",
+}
+FILE_BYTES = 256 * 1024 * 1024
+ROUNDS = 5
+_GIVE_UP_S = 60.0  # of one upload
+_ALONE_S = 0.6
+_GIB = 2**30
+
+
+def measure() -> None:
+    """Run every contender on a quiet machine, ours also on a saturated one; print and save."""
+    with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, _sink(Path(folder)) as endpoint_url:
+        path = Path(folder, "model.pt")
+        with path.open("wb") as file:
+            for _ in range(FILE_BYTES >> 24):
+                file.write(os.urandom(1 << 24))
+        quiet = _take_turns(list(CONTENDERS), endpoint_url, path, burners=0)
+        saturated = _take_turns(["polite", "normal"], endpoint_url, path, burners=len(os.sched_getaffinity(0)))
+        submit = _child("submit", endpoint_url, path)
+        submit_us = json.loads(submit.communicate("\n", timeout=60)[0].splitlines()[-1])
+    figures = {
+        "file_bytes": FILE_BYTES,
+        "rounds": ROUNDS,
+        "quiet": {name: _summary(rounds, quiet["polite"]) for name, rounds in quiet.items()},
+        "saturated": {name: _summary(rounds, saturated["polite"]) for name, rounds in saturated.items()},
+        "submit_us": submit_us,
+        "raw": {"quiet": quiet, "saturated": saturated},
+    }
+    for title, key in (("on a quiet machine", "quiet"), ("with every core kept busy by other processes", "saturated")):
+        show(
+            f"Training time lost per GiB uploaded, {title} (medians of {ROUNDS})",
+            ["uploader", "lost ms/GiB", "worst round", "upload s/GiB", "CPU s/GiB", "longest step ms"],
+            [
+                [
+                    CONTENDERS[name],
+                    f"{row['lost_ms_per_gib']:.0f}",
+                    f"{row['worst_lost_ms_per_gib']:.0f}",
+                    f"{row['upload_s_per_gib']:.2f}",
+                    f"{row['cpu_s_per_gib']:.2f}",
+                    f"{row['longest_step_ms']:.1f}",
+                ]
+                for name, row in figures[key].items()  # type: ignore[attr-defined]  # a dict of dicts
+            ],
+        )
+    show(
+        "What submit() costs its caller, in microseconds",
+        ["state of the queue", "median", "99 %", "longest"],
+        [[state, *(f"{row[column]:.0f}" for column in ("p50", "p99", "max"))] for state, row in submit_us.items()],
+    )
+    print(f"saved to {save('uploader_cost', figures)}")
+
+
+def _take_turns(names: list[str], endpoint_url: str, path: Path, *, burners: int) -> dict[str, list[dict[str, float]]]:
+    children = {name: _child(name, endpoint_url, path) for name in names}
+    burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(burners)]
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    try:
+        for number in range(ROUNDS + 1):  # the first one is to warm up
+            for name, child in children.items():
+                assert child.stdin is not None
+                assert child.stdout is not None
+                child.stdin.write("\n")
+                child.stdin.flush()
+                line = child.stdout.readline()
+                if not line:
+                    raise SystemExit(f"the contender {name} ended")
+                if number:
+                    rounds[name].append(json.loads(line))
+    finally:
+        for process in [*burning, *children.values()]:
+            process.kill()
+            process.wait()
+    return rounds
+
+
+def _summary(rounds: list[dict[str, float]], reference: list[dict[str, float]]) -> dict[str, Any]:
+    median = {key: statistics.median(entry[key] for entry in rounds) for key in rounds[0]}
+    against = statistics.median(
+        mine["upload_s_per_gib"] / theirs["upload_s_per_gib"] for mine, theirs in zip(rounds, reference, strict=True)
+    )
+    worst = max(entry["lost_ms_per_gib"] for entry in rounds)
+    return {**median, "worst_lost_ms_per_gib": worst, "upload_time_ratio_to_polite": against}
+
+
+def _child(name: str, endpoint_url: str, path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.uploader_cost", name, endpoint_url, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+
+
+@contextlib.contextmanager
+def _sink(folder: Path) -> Iterator[str]:
+    """Compile and start the sink."""
+    program = folder / "sink"
+    source = Path(__file__).with_name("sink.c")
+    subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
+    process = subprocess.Popen([program], stdout=subprocess.PIPE, text=True)
+    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # before it has any other thread
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+# In the child: the loop, and one contender.
+
+
+def _contend(name: str, endpoint_url: str, path: Path) -> None:
+    import torch  # noqa: PLC0415 - not in the parent
+
+    torch.set_num_threads(1)
+    weights = torch.randn(64, 64)
+    state = torch.randn(16, 64)
+
+    def step() -> None:
+        nonlocal state
+        for _ in range(20):
+            state = torch.tanh(state @ weights)
+
+    upload = _uploader(name, endpoint_url)
+    for number, _ in enumerate(sys.stdin):
+        before_s = _step_s(step)
+        cpu_s = time.process_time()
+        is_done = upload(path, f"model{number}.pt")
+        began = time.perf_counter()
+        steps, longest_s, last = 0, 0.0, began
+        while not is_done():
+            assert last - began < _GIVE_UP_S, f"{name} does not end"
+            step()
+            now = time.perf_counter()
+            longest_s, last = max(longest_s, now - last), now
+            steps += 1
+        took_s = time.perf_counter() - began
+        cpu_s = time.process_time() - cpu_s
+        alone_s = (before_s + _step_s(step)) / 2
+        gib = path.stat().st_size / _GIB
+        print(
+            json.dumps(
+                {
+                    "lost_ms_per_gib": (took_s - steps * alone_s) * 1000 / gib,
+                    "upload_s_per_gib": took_s / gib,
+                    "cpu_s_per_gib": (cpu_s - steps * alone_s) / gib,
+                    "longest_step_ms": longest_s * 1000,
+                    "step_alone_us": alone_s * 1e6,
+                }
+            ),
+            flush=True,
+        )
+
+
+def _step_s(step: Callable[[], None]) -> float:
+    """Seconds per step when nothing else runs in this process."""
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < _ALONE_S:
+        step()
+        steps += 1
+    return (time.perf_counter() - began) / steps
+
+
+def _uploader(name: str, endpoint_url: str) -> Callable[[Path, str], Callable[[], bool]]:
+    """How a contender begins an upload; it returns whether that is done."""
+    if name in {"polite", "normal"}:
+        from artifactsync.stores import open_store  # noqa: PLC0415
+        from artifactsync.transfer.queue import UploadQueue  # noqa: PLC0415
+
+        options = {"endpoint_url": endpoint_url, "key": "k", "secret": "s"}
+        queue = UploadQueue(lambda: open_store("s3://bucket", options), polite=name == "polite")
+        return lambda path, key: _checked(queue.submit(key, path))
+    if name == "boto3":
+        import boto3  # noqa: PLC0415
+
+        keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=endpoint_url, **keys)
+        return lambda path, key: _in_thread(lambda: client.upload_file(str(path), "bucket", key))
+    import s3fs  # noqa: PLC0415
+
+    fs = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=endpoint_url)
+    return lambda path, key: _in_thread(lambda: fs.put_file(str(path), f"bucket/{key}"))
+
+
+def _checked(upload: Any) -> Callable[[], bool]:
+    def is_done() -> bool:
+        return upload.done() and bool(upload.result())
+
+    return is_done
+
+
+def _in_thread(call: Callable[[], object]) -> Callable[[], bool]:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return lambda: not thread.is_alive()
+
+
+def _time_submit(endpoint_url: str, path: Path) -> None:
+    """Time ``submit`` of the big file while nothing, and while much, is under way."""
+    from artifactsync.stores import open_store  # noqa: PLC0415
+    from artifactsync.transfer.queue import UploadQueue  # noqa: PLC0415
+
+    options = {"endpoint_url": endpoint_url, "key": "k", "secret": "s"}
+    queue = UploadQueue(lambda: open_store("s3://bucket", options))
+    small = path.with_name("small")
+    small.write_bytes(b"x" * 1000)
+    queue.submit("warm", small).result()
+
+    def times(paths: list[Path]) -> dict[str, float]:
+        taken = []
+        for number, each in enumerate(paths):
+            began = time.perf_counter()
+            queue.submit(f"k{number}", each)
+            taken.append((time.perf_counter() - began) * 1e6)
+            time.sleep(0.001)  # a training loop does something in between
+        taken.sort()
+        return {"p50": statistics.median(taken), "p99": taken[int(len(taken) * 0.99)], "max": taken[-1]}
+
+    figures = {"small files, one by one": times([small] * 500)}
+    queue.wait()
+    figures["256 MiB files, eight being uploaded"] = times([path] * 500)
+    print(json.dumps(figures), flush=True)
+    with contextlib.suppress(Exception):
+        queue.close(0)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        measure()
+    elif sys.argv[1] == "submit":
+        _time_submit(sys.argv[2], Path(sys.argv[3]))
+    else:
+        _contend(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

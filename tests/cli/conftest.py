@@ -77,12 +77,12 @@ class Command:
         path = f"{self.program.parent}:{self.environ['PATH']}"
         return self.run(["bash", "--norc", "-c", script], env={"PATH": path})
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """Start it and do not wait; the caller does."""
         return subprocess.Popen(
             [self.program, *arguments],
             cwd=self.cwd,
-            env=self.environ,
+            env={**self.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

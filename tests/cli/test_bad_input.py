@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -25,9 +26,12 @@ def fails(artifactsync: Command):
     """All commands fail, side by side, each as it should; returns their messages."""
     (artifactsync.cwd / "file.txt").write_text("x")
 
-    def check(*, code: int, kinds: set[str], commands=COMMANDS) -> list[str]:
+    def check(*, code: int, kinds: set[str], commands=COMMANDS, environs=()) -> list[str]:
         began = time.monotonic()
-        running = [(typed, artifactsync.start(*typed)) for typed in commands]
+        running = [
+            (typed, artifactsync.start(*typed, env=environ))
+            for typed, environ in itertools.zip_longest(commands, environs)
+        ]
         messages = []
         for typed, process in running:
             out, err = process.communicate(timeout=60)
@@ -65,22 +69,18 @@ def test_a_remote_that_is_a_file(artifactsync: Command, fails, tmp_path: Path) -
         assert str(tmp_path / "remote") in message
 
 
-@pytest.mark.parametrize("cloud", ["s3", "gcs"])
-def test_nobody_listens(artifactsync: Command, fails, request: pytest.FixtureRequest, cloud: str) -> None:
-    server = request.getfixturevalue(cloud)
+def test_nobody_listens_or_answers(fails, s3, gcs, fault_proxy) -> None:
     with socket.socket() as nobody:  # bound, never listening: the port refuses every connection
         nobody.bind(("127.0.0.1", 0))
         origin = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        environ = {name: value.replace(server.server.origin, origin) for name, value in server.environment.items()}
-        artifactsync.environ.update({**environ, "ARTIFACTSYNC_REMOTE": server.fresh_url()})
-        fails(code=2, kinds={"unreachable"}, commands=COMMANDS[2:])
-
-
-def test_nobody_answers(artifactsync: Command, fails, s3, fault_proxy) -> None:
-    line = fault_proxy(s3)
-    artifactsync.environ.update({**line.environment, "ARTIFACTSYNC_REMOTE": line.fresh_url()})
-    line.proxy.add(BlackHole())
-    fails(code=2, kinds={"unreachable"}, commands=COMMANDS[1:3])
+        environs = []
+        for cloud in (s3, gcs):
+            silent = fault_proxy(cloud)
+            environs.append({**silent.environment, "ARTIFACTSYNC_REMOTE": silent.fresh_url()})
+            silent.proxy.add(BlackHole())
+            deaf = {name: value.replace(cloud.server.origin, origin) for name, value in cloud.environment.items()}
+            environs.append({**deaf, "ARTIFACTSYNC_REMOTE": cloud.fresh_url()})
+        fails(code=2, kinds={"unreachable"}, commands=(COMMANDS[2], COMMANDS[3]) * 2, environs=environs)
 
 
 @pytest.mark.parametrize("cloud", ["s3", "gcs"])

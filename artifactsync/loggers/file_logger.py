@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from artifactsync.errors import ConfigurationError, DestinationError
-from artifactsync.loggers.logger import LogContext, LoggerDestination
+from artifactsync.loggers.logger import LogContext, LoggerDestination, check_path_template
 from artifactsync.naming import render_path
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FileLogger(LoggerDestination):
         capture_stderr: Likewise for stderr, as ``[stderr]: …``.
 
     Raises:
-        ConfigurationError: the interval is not positive.
+        ConfigurationError: the interval is not positive, or the template cannot be filled.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FileLogger(LoggerDestination):
     ) -> None:
         if flush_interval < 1:
             raise ConfigurationError(f"flush_interval is {flush_interval}", hint="it counts lines, from 1")
-        self.filename = filename
+        self.filename = check_path_template(filename)
         self.path: Path | None = None
         """The file, once the run is known."""
         self._flush_interval = flush_interval

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from artifactsync.errors import ArtifactSyncError
+from artifactsync.naming import PLACEHOLDERS, render_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -157,6 +158,17 @@ def named(things: Iterable[Any]) -> list[tuple[str, Any]]:
         number = counts[kind] = counts.get(kind, -1) + 1
         pairs.append((f"{kind}-{number}", thing))
     return pairs
+
+
+def check_path_template(template: str) -> str:
+    """Return a path template if it can be filled, before anything is done with it.
+
+    Raises:
+        TemplateError: an unknown placeholder, or a path that leaves the run's folder.
+    """
+    values = dict.fromkeys(PLACEHOLDERS.keys() - {"run_name", "remote_file_name"}, 1)
+    render_path(template, run_name="run", **values)
+    return template
 
 
 def _read(tensors: list[torch.Tensor]) -> list[float]:

@@ -164,6 +164,9 @@ class Trainer:
             )
         if progress_bar:
             own.append(ProgressBar())
+        duration = None if max_duration is None else Time.of(max_duration)
+        given_optimizers = _listed(optimizers) if optimizers is not None else [_default_optimizer(model)]
+        loader = None if train_dataloader is None else ResumableLoader(train_dataloader)
         name = agreed_run_name(run_name, self._uploaders)
         self.run = open_run(
             name,
@@ -180,11 +183,11 @@ class Trainer:
         self.state = State(
             run_name=name,
             model=model,
-            optimizers=_listed(optimizers) if optimizers is not None else [_default_optimizer(model)],
+            optimizers=given_optimizers,
             schedulers=_listed(schedulers),
             device=where,
-            max_duration=None if max_duration is None else Time.of(max_duration),
-            train_dataloader=None if train_dataloader is None else ResumableLoader(train_dataloader),
+            max_duration=duration,
+            train_dataloader=loader,
             run=self.run,
             seed=seed if seed is not None else int(torch.empty((), dtype=torch.int64).random_(2**31).item()),
             scaler=self._precision.scaler,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.batch import placement
 from artifactsync.checkpoint.state_io import save_state
 from artifactsync.errors import ArtifactSyncError, ConfigurationError
+from artifactsync.loggers.logger import check_path_template
 from artifactsync.naming import render_path
 from artifactsync.training.callback import Callback
 from artifactsync.training.event import Event
@@ -53,17 +54,13 @@ class CheckpointSaver(Callback):
             raise ConfigurationError(
                 f"num_checkpoints_to_keep is {num_checkpoints_to_keep}", hint="-1 keeps all, 3 keeps the newest three"
             )
-        self.template = f"{folder.rstrip('/')}/{filename}"
+        self.template = check_path_template(f"{folder.rstrip('/')}/{filename}")
         self.saved: list[PendingCheckpoint] = []
         """Checkpoints of this attempt whose local files are kept, oldest first."""
         self._schedule = schedule_of(save_interval)
         self._keep = num_checkpoints_to_keep
         self._files: dict[int, Path] = {}
         self._last: tuple[int, int] | None = None
-
-    def init(self, state: State, logger: Logger) -> None:
-        """Find mistakes in the template before training begins."""
-        self._path(state)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Count the intervals from here."""

@@ -562,8 +562,10 @@ class Run:
         if error is None:
             self.close()
             return
-        with contextlib.suppress(ArtifactSyncError):  # must not hide the error that ended the block
-            self.close(state="failed")
+        try:
+            self.close(at_exit.grace_s(), state="failed")
+        except ArtifactSyncError as problem:  # must not hide the error that ended the block
+            at_exit.tell(f"not everything is durable: {problem}")
 
     def __repr__(self) -> str:
         return f"<Run {self.name!r} at {self.remote}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from artifactsync.errors import (
 )
 from artifactsync.stores import open_store
 from artifactsync.testing import Fault, FaultyStore
+from tests.testing.dict_store import DictStore
 
 
 @pytest.fixture(params=["local", "s3", "gcs"])
@@ -87,6 +89,7 @@ def test_the_whole_promise(remote: dict[str, Any], tmp_path: Path) -> None:
         "fallback_from": None,
         "dry_run": False,
         "paths": ["checkpoints/20/model.pt", "checkpoints/20/optim.pt", "logs-rank0.txt"],
+        "refused": [],
     }
     assert (tmp_path / "pulled/checkpoints/20/optim.pt").read_bytes() == b"o" * 40_000
     assert (tmp_path / "pulled/logs-rank0.txt").read_bytes() == b"a line\n"
@@ -396,3 +399,46 @@ def test_what_cannot_be_drained_is_said_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
     assert stderr.count("\n") == 1
     assert stderr.startswith("artifactsync: not everything is durable: ")
+
+
+def test_an_artifact_that_cannot_be_a_file_here_is_left_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DictStore()
+    for key in ("r/ok.txt", "r/a\x1b[31m.txt", "r/../../up.txt", "r/back\\slash.txt"):
+        store.put(key, b"x")
+    run = Run("r", remote=store, local_root=tmp_path / "runs", read_only=True)
+    report = run.pull(tmp_path / "out")
+    assert report.paths == ("ok.txt",)
+    assert len(report.refused) == 3
+    assert "3 artifact(s)" in caplog.text
+    assert "\x1b" not in caplog.text
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["ok.txt"]
+
+
+def test_an_error_in_the_block_is_not_hidden_by_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARTIFACTSYNC_GRACE_S", "0.2")
+    faulty = FaultyStore(open_store(tmp_path / "remote"))
+
+    def fail() -> None:
+        with Run("exp7", remote=faulty, local_root=tmp_path / "runs") as run:
+            faulty._plan.faults = [Fault(kind="unreachable")]
+            run.save_files([write(run, "a.pt", b"x")], step=1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert capfd.readouterr().err.startswith("artifactsync: not everything is durable: ")
+
+
+def test_uploads_that_are_tried_again_leave_the_random_numbers_of_training_alone(tmp_path: Path) -> None:
+    faulty = FaultyStore(open_store(tmp_path / "remote"))
+    with Run("exp7", remote=faulty, local_root=tmp_path / "runs") as run:
+        faulty._plan.faults = [Fault(kind="transient", times=3, operations={"put"})]
+        random.seed(7)
+        before = random.getstate()
+        run.save_files([write(run, "a.pt", b"x")], step=1).result(30)
+        assert random.getstate() == before
+    assert faulty.faults_hit == 3

@@ -9,11 +9,13 @@ store's (artifacts, of which the journal keeps no hash). A fallback to an older 
 from __future__ import annotations
 
 import fnmatch
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError
+from artifactsync.naming.layout import is_safe
 from artifactsync.transfer.pull import PullItem, pull_files
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from artifactsync.journal.catalogue import Catalogue, Checkpoint
     from artifactsync.journal.contents import Artifact
     from artifactsync.stores.protocol import Store
+
+_log = logging.getLogger(__name__)
 
 Only = Literal["checkpoints", "logs", "all"]
 
@@ -72,6 +76,8 @@ class PullReport:
     """The damaged newer checkpoint in whose place an older one came."""
     paths: tuple[str, ...]
     """What came, below the destination."""
+    refused: tuple[str, ...] = ()
+    """Keys of artifacts that cannot be files here, or would land outside the destination: left where they are."""
     dry_run: bool = False
     """Whether nothing was done."""
 
@@ -89,6 +95,7 @@ class PullReport:
             "fallback_from": self.fallback_from,
             "dry_run": self.dry_run,
             "paths": list(self.paths),
+            "refused": list(self.refused),
         }
 
 
@@ -153,6 +160,14 @@ def pull(
     """
     began = time.monotonic()
     wanted = [artifact for artifact in artifacts if selection.only != "checkpoints" and selection.takes(artifact.path)]
+    refused = [artifact.key for artifact in wanted if not is_safe(artifact.path)]
+    wanted = [artifact for artifact in wanted if is_safe(artifact.path)]
+    if refused:
+        _log.warning(
+            "%d artifact(s) have keys that cannot be files here, and were left: %s",
+            len(refused),
+            ", ".join(repr(key) for key in refused[:3]),
+        )
     rest = [PullItem(key=a.key, path=a.path, size_bytes=a.size, sha256=None) for a in wanted]
     tried = candidates(catalogue, selection, run_name=run_name)
     fallback_from: str | None = None
@@ -187,4 +202,5 @@ def pull(
         fallback_from=fallback_from,
         paths=tuple(item.path for item in items),
         dry_run=dry_run,
+        refused=tuple(refused),
     )

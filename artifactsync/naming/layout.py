@@ -118,6 +118,11 @@ def check_relative(path: str) -> str:
     return path
 
 
+def is_safe(path: str) -> bool:
+    """Whether :func:`check_relative` would let ``path`` through."""
+    return not _why_unsafe(path)
+
+
 def safe_local_path(destination: Path, path: str) -> Path:
     """The local path for the remote ``path`` (hostile input) below ``destination``.
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+own_jitter = random.Random().random  # noqa: S311 - pauses, no secrets
+"""A source of our own: a draw from the ``random`` module in the background would change what training draws next."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
@@ -41,7 +44,7 @@ class RetryPolicy:
     """The deadline in place of ``deadline_s`` while the remote has never answered anything at all: a remote that was
     never heard of is more likely wrong than busy, and a user waits in front of it. In seconds."""
 
-    def pause_s(self, attempt: int, error: ArtifactSyncError, jitter: Callable[[], float] = random.random) -> float:
+    def pause_s(self, attempt: int, error: ArtifactSyncError, jitter: Callable[[], float] = own_jitter) -> float:
         """Seconds to wait after failure number ``attempt`` (1, 2 …)."""
         ceiling = min(self.max_delay_s, self.base_delay_s * 2.0 ** min(attempt - 1, 30))
         asked = getattr(error, "retry_after_s", None) or 0.0

@@ -9,7 +9,6 @@ patience can mend fails at once.
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from artifactsync.errors import (
     TransientStoreError,
     UnknownOutcomeError,
 )
+from artifactsync.stores.retry import own_jitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class Patience:
             return since_first_try_s >= deadline_s
         return not isinstance(error, StoreError) or attempts >= self.max_store_attempts
 
-    def pause_s(self, error: ArtifactSyncError, attempts: int, jitter: Callable[[], float] = random.random) -> float:
+    def pause_s(self, error: ArtifactSyncError, attempts: int, jitter: Callable[[], float] = own_jitter) -> float:
         """Seconds to wait after failure number ``attempts``: never less than the server asked for."""
         ceiling_s = min(self.max_delay_s, self.base_delay_s * 2.0 ** min(attempts - 1, 30))
         asked_s = getattr(error, "retry_after_s", None) or 0.0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import google.api_core.exceptions as api
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from artifactsync.errors import ArtifactSyncError
+from artifactsync.errors import ArtifactSyncError, RemoteUnreachableError, TransientStoreError
 from artifactsync.stores import gcs_errors, gcs_session
 from artifactsync.stores.body_stream import BodyStream
 from artifactsync.stores.keys import split_key
@@ -37,7 +37,7 @@ _CHUNK_BYTES = 16 * 2**20  # of a resumable session; a multiple of 256 KiB, and 
 _DELETE_THREADS = 16
 _LIST_FIELDS = "items(name,size,updated,etag),prefixes,nextPageToken"
 # A broken chunk of a large upload is sent again within its session, which is safe; all else is RetryStore's.
-_CHUNK_RETRY = DEFAULT_RETRY.with_delay(initial=0.3, maximum=5.0).with_timeout(30.0)
+_CHUNK_RETRY = DEFAULT_RETRY.with_delay(initial=0.3, maximum=5.0).with_timeout(20.0)
 
 
 class GcsStore:
@@ -60,6 +60,7 @@ class GcsStore:
         gcs_session.check_options(self._options, self.url)
         self._lock = threading.Lock()
         self._client: storage.Client | None = None
+        self._was_answered = False
         self._bucket_was_seen = False
 
     def __repr__(self) -> str:
@@ -84,7 +85,7 @@ class GcsStore:
                     raw_download=True,  # the bytes as they were put, whatever Content-Encoding says
                     checksum="crc32c",
                     retry=None,
-                    timeout=gcs_session.TIMEOUT_S,
+                    timeout=self._timeout_s,
                 )
             except api.RequestRangeNotSatisfiable:
                 data = b""
@@ -106,7 +107,7 @@ class GcsStore:
         """Return an object's metadata. See ``Store.head``."""
         with self._errors(key):
             blob = self._blob(key)
-            blob.reload(retry=None, timeout=gcs_session.TIMEOUT_S)
+            blob.reload(retry=None, timeout=self._timeout_s)
         self._bucket_was_seen = True
         return self._info(blob)
 
@@ -142,7 +143,7 @@ class GcsStore:
         with self._errors(source):
             origin, blob, token = self._blob(source), self._blob(target), None
             while True:  # one call copies up to 1 GiB where it has to move the bytes
-                token, _, _ = blob.rewrite(origin, token=token, retry=None, timeout=gcs_session.TIMEOUT_S)
+                token, _, _ = blob.rewrite(origin, token=token, retry=None, timeout=self._timeout_s)
                 if token is None:
                     return self._info(blob)
 
@@ -156,6 +157,8 @@ class GcsStore:
         split_key(key)
         source = BytesBody(body) if isinstance(body, bytes) else body
         is_large = source.size_bytes > _SMALL_BYTES
+        if is_large:
+            self._make_contact()
         with self._errors(key, is_create=is_create):
             blob = self._blob(key, chunk_size=_CHUNK_BYTES)
             blob.upload_from_file(
@@ -165,7 +168,7 @@ class GcsStore:
                 if_generation_match=0 if is_create else None,
                 checksum="crc32c",
                 retry=_CHUNK_RETRY if is_large and not is_create else None,
-                timeout=gcs_session.TIMEOUT_S,
+                timeout=self._timeout_s,
             )
         self._bucket_was_seen = True
         return self._info(blob)
@@ -173,15 +176,19 @@ class GcsStore:
     def _delete(self, key: str) -> None:
         with self._errors(key):
             try:
-                self._blob(key).delete(retry=None, timeout=gcs_session.TIMEOUT_S)
+                self._blob(key).delete(retry=None, timeout=self._timeout_s)
             except api.NotFound as error:
                 if self._is_bucket_missing(error):
                     raise
 
+    @property
+    def _timeout_s(self) -> tuple[float, float]:
+        return gcs_session.TIMEOUT_S if self._was_answered else gcs_session.FIRST_TIMEOUT_S
+
     def _pages(self, prefix: str, **options: Any) -> Any:
         bucket = self._bucket()
         return bucket.client.list_blobs(
-            bucket, prefix=prefix or None, fields=_LIST_FIELDS, retry=None, timeout=gcs_session.TIMEOUT_S, **options
+            bucket, prefix=prefix or None, fields=_LIST_FIELDS, retry=None, timeout=self._timeout_s, **options
         )
 
     def _bucket(self) -> storage.Bucket:
@@ -206,20 +213,32 @@ class GcsStore:
         except ArtifactSyncError:
             raise
         except gcs_errors.FOREIGN_ERRORS as error:
+            was_answered = self._was_answered = self._was_answered or isinstance(error, api.GoogleAPICallError)
             if isinstance(error, api.NotFound) and self._is_bucket_missing(error):
                 raise gcs_errors.bucket_missing(self.url) from error
             ours = gcs_errors.translated(error, url=url, bucket_url=self.url, is_create=is_create)
+            if not was_answered and type(ours) is TransientStoreError:
+                hint = "check the endpoint and the network"
+                ours = RemoteUnreachableError(f"{self.url} never answered: {ours.message}", hint=hint, url=url)
             raise ours from gcs_errors.scrubbed(error)
+        else:
+            self._was_answered = True
 
     def _is_bucket_missing(self, error: api.NotFound) -> bool:
         """Whether a 404 is about the bucket; asks for a listing where the answer does not say."""
         told = gcs_errors.is_about_bucket(error)
         if told is None and not self._bucket_was_seen:
             try:
-                next(iter(self._bucket().client.list_blobs(self._name, max_results=1, retry=None)), None)
+                next(iter(self._pages("", max_results=1)), None)
             except api.NotFound:
                 return True
             except gcs_errors.FOREIGN_ERRORS:
                 return False  # it could not be asked; the object is missing in any case
             self._bucket_was_seen = True
         return bool(told)
+
+    def _make_contact(self) -> None:
+        """Before the first large upload: find out with a small request whether the endpoint answers at all."""
+        if not self._was_answered:
+            with self._errors(""), contextlib.suppress(api.Forbidden):  # who may write need not be allowed to list
+                next(iter(self._pages("", max_results=1)), None)

@@ -73,6 +73,8 @@ def translated(error: Exception, *, url: str, bucket_url: str, is_create: bool =
         bucket_url: The bucket, for errors that are about it.
         is_create: Whether the request was a create-only write, which must not be sent again blindly.
     """
+    if isinstance(error, api.RetryError) and isinstance(error.cause, Exception):
+        return translated(error.cause, url=url, bucket_url=bucket_url, is_create=is_create)
     if isinstance(error, api.GoogleAPICallError) and error.code is not None:
         return _of_status(error, int(error.code), url=url, bucket_url=bucket_url, is_create=is_create)
     if isinstance(error, DataCorruption):

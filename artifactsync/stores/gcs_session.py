@@ -27,12 +27,11 @@ from artifactsync.errors import ConfigurationError, CredentialsError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CONNECT_TIMEOUT_S = 4.0
-"""How long a connection may take to come up; with one retry still within 15 s."""
-READ_TIMEOUT_S = 60.0
-"""How long a server may stay silent; a chunk of an upload is answered well before."""
-TIMEOUT_S = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
-"""What each request is given."""
+FIRST_TIMEOUT_S = (4.0, 10.0)
+"""How long a connection may take to come up, and how long an endpoint that never answered yet may stay silent: it is
+more likely wrong than slow, and a user waits in front of it. With ``RetryStore`` on top still within 15 s."""
+TIMEOUT_S = (4.0, 60.0)
+"""The same for an endpoint that has answered before; a chunk of an upload is answered well before."""
 
 _POOL_SIZE = 64  # connections kept; more threads than that wait for nothing, they open their own
 _METADATA_BUDGET_S = 3.0  # for finding out whether this is a Google machine; one answers in milliseconds
@@ -49,8 +48,8 @@ def endpoint_of(options: Mapping[str, Any]) -> str | None:
     endpoint = options.get("endpoint_url") or os.environ.get("STORAGE_EMULATOR_HOST")
     if not endpoint:
         return None
-    endpoint = str(endpoint).rstrip("/")
-    return endpoint if "://" in endpoint else f"http://{endpoint}"  # Go's clients take it without
+    endpoint = str(endpoint)
+    return (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")  # Go's clients take it without
 
 
 def check_options(options: Mapping[str, Any], url: str) -> None:
@@ -81,17 +80,22 @@ def connect(options: Mapping[str, Any], url: str) -> storage.Client:
     """
     endpoint = endpoint_of(options)
     credentials = _credentials(options, endpoint, url)
-    # Without max_refresh_attempts a broken token would be asked for again and again.
-    session = google.auth.transport.requests.AuthorizedSession(credentials, max_refresh_attempts=1)
+    # One refresh after a 401; none where there is no token, or the answer would be dropped unread.
+    refreshes = 0 if isinstance(credentials, google.auth.credentials.AnonymousCredentials) else 1
+    session = google.auth.transport.requests.AuthorizedSession(credentials, max_refresh_attempts=refreshes)
     adapter = requests.adapters.HTTPAdapter(pool_connections=_POOL_SIZE, pool_maxsize=_POOL_SIZE)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
-    return storage.Client(
+    client = storage.Client(
         project=options.get("project") or os.environ.get("GOOGLE_CLOUD_PROJECT") or None,
         credentials=credentials,
         client_options={"api_endpoint": endpoint} if endpoint else None,
         _http=session,
     )
+    # Where OpenTelemetry is installed, a thread of the client's own would ask for the bucket's metadata: a permission
+    # that nobody needs, and a connection that nobody closes.
+    client._bucket_metadata_cache = None  # noqa: SLF001 its public switch is an environment variable
+    return client
 
 
 def _credentials(options: Mapping[str, Any], endpoint: str | None, url: str) -> google.auth.credentials.Credentials:
@@ -103,7 +107,7 @@ def _credentials(options: Mapping[str, Any], endpoint: str | None, url: str) -> 
     if isinstance(token, google.auth.credentials.Credentials):
         return token
     try:
-        if token in {None, "google_default", "cloud"}:
+        if token in (None, "google_default", "cloud"):
             credentials, _ = google.auth.default(scopes=[_SCOPE], request=_BoundedRequest())
             return credentials
         return _from_token(token, url)

@@ -32,8 +32,12 @@ from artifactsync.journal.contents import Artifact, Contents, read_contents
 from artifactsync.journal.heartbeat import Heart
 from artifactsync.journal.log import JournalLog, read_catalogue
 from artifactsync.journal.opening import begin_attempt
+from artifactsync.journal.orphans import MIN_AGE_S
+from artifactsync.journal.pins import keeping_pin
 from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint, Publisher, local_files
 from artifactsync.journal.restore import PullReport, Selection, pull
+from artifactsync.journal.retention import RetentionPolicy
+from artifactsync.journal.retire import PruneReport, prune
 from artifactsync.journal.runs import RunSummary
 from artifactsync.journal.runs import list_runs as _list_runs
 from artifactsync.journal.status import RunStatus, read_status
@@ -63,7 +67,9 @@ __all__ = [
     "Checkpoint",
     "LocalFile",
     "PendingCheckpoint",
+    "PruneReport",
     "Pushed",
+    "RetentionPolicy",
     "Run",
     "RunStatus",
     "RunSummary",
@@ -121,6 +127,8 @@ class Run:
         bandwidth_limit: Bytes per second of all transfers together; None is no limit.
         patience: How long a failing upload is tried again; None outlasts an outage, as behind a training loop.
         max_pending_files: When so many uploads wait, a new one fails at once.
+        retention: Checkpoints that this policy does not keep are removed from the remote after each commit, behind
+            the training loop; None keeps all.
 
     Raises:
         RunNameError: the name is not allowed.
@@ -144,6 +152,7 @@ class Run:
         bandwidth_limit: float | None = None,
         patience: Patience | None = None,
         max_pending_files: int = 10_000,
+        retention: RetentionPolicy | None = None,
     ) -> None:
         self.name = resolve_run_name(run_name)
         """The run name."""
@@ -164,6 +173,7 @@ class Run:
         self._max_concurrency = max_concurrency
         self._patience = patience
         self._max_pending_files = max_pending_files
+        self._retention = retention
         self._lazy_queue: UploadQueue | None = None
         self._log = JournalLog(self._store, self.name)
         self._attempt: Attempt | None = None
@@ -176,7 +186,13 @@ class Run:
         attempt = begin_attempt(self._store, self._log, takeover=takeover, allow_unfenced=allow_unfenced)
         attempt.use(JournalLog(patient, self.name, policy=_OUTAGE))
         self._attempt = attempt
-        self._publisher = Publisher(attempt, log=JournalLog(patient, self.name), queue=self._queue, store=patient)
+        self._publisher = Publisher(
+            attempt,
+            log=JournalLog(patient, self.name),
+            queue=self._queue,
+            store=patient,
+            after_commit=self._retain if self._retention else None,
+        )
         self._heart = Heart(
             self._store, self._log.layout, attempt=attempt.number, writer=attempt.writer, gauge=self._gauge
         )
@@ -410,6 +426,37 @@ class Run:
                 run._attempt.finish(state)  # noqa: SLF001
                 self._log.advise(run._attempt.catalogue.seq)  # noqa: SLF001
 
+    def prune(
+        self, policy: RetentionPolicy, *, dry_run: bool = False, orphans_age_s: float | None = MIN_AGE_S
+    ) -> PruneReport:
+        """Remove the checkpoints that the policy does not keep, and what crashes left. Works read-only too.
+
+        Safe at any time: nobody sees half a checkpoint, the newest always stays, and what somebody is pulling right
+        now stays until the next prune. A process that trains meanwhile is not disturbed.
+
+        Args:
+            policy: What to keep.
+            dry_run: Say what would be removed.
+            orphans_age_s: Age in seconds from which leftovers of crashes and unfinished uploads are removed too;
+                None leaves them.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            ConfigurationError: the policy names a metric that no checkpoint has.
+            PermissionDeniedError: the credentials may not write or delete.
+            RunFencedError: this process has lost the run.
+        """
+        if self._attempt is None and self._log.find_head() is None:
+            self._require(self.contents())
+        return prune(
+            self._store,
+            self._log,
+            policy,
+            attempt=self._attempt,
+            dry_run=dry_run,
+            orphans_age_s=orphans_age_s,
+        )
+
     # -- from the remote ----------------------------------------------------------------------------------------
 
     def pull(
@@ -460,6 +507,7 @@ class Run:
             ),
             catalogue=catalogue,
             artifacts=contents.artifacts,
+            log=self._log,
             dry_run=dry_run,
             **observers,
         )
@@ -485,7 +533,9 @@ class Run:
             DamagedError: bytes on the remote differ from what was committed.
         """
         items = [PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256) for f in checkpoint.files]
-        pull_files(self._store, items, self.local_dir)
+        with keeping_pin(self._store, self._layout) as keeper:
+            keeper.pin(checkpoint.seq)
+            pull_files(self._store, items, self.local_dir)
         return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
 
     # -- the end ------------------------------------------------------------------------------------------------
@@ -597,6 +647,18 @@ class Run:
     def _gauge(self) -> dict[str, Any]:
         fields = self.status().to_json()
         return {name: fields[name] for name in fields.keys() - {"run_name", "attempt", "state", "alive"}}
+
+    def _retain(self) -> None:
+        """Apply ``retention``, on the publication thread: nothing is waited for there."""
+        if self._retention:
+            prune(
+                self._store,
+                self._log,
+                self._retention,
+                attempt=self._attempt,
+                is_patient=False,
+                orphans_age_s=None,
+            )
 
     def _require(self, contents: Contents) -> Contents:
         if contents.is_empty:

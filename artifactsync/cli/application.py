@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from artifactsync._version import __version__
-from artifactsync.cli import completion, ls, pull, push, status, verify
+from artifactsync.cli import completion, ls, prune, pull, push, status, verify
 from artifactsync.cli.failures import (
     INTERRUPTED_EXIT_CODE,
     OUTPUT_CLOSED_EXIT_CODE,
@@ -91,7 +91,7 @@ def cli(context: click.Context) -> None:
     click.echo(context.get_help())
 
 
-for _command in (ls.command, pull.command, push.command, status.command, verify.command):
+for _command in (ls.command, pull.command, push.command, status.command, verify.command, prune.command):
     cli.add_command(_command)
 
 

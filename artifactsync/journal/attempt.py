@@ -12,19 +12,27 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from artifactsync.errors import RunFencedError, RunIsLiveError
-from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, commit_body
+from artifactsync.errors import ConfigurationError, MissingBytesError, RunFencedError, RunIsLiveError
+from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, Retirement, commit_body
 from artifactsync.journal.heartbeat import is_alive
 from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, fenced
 from artifactsync.journal.record import Kind, Record
 from artifactsync.journal.writer import WriterIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 FinishState = Literal["completed", "preempted", "failed"]
 
 _MAX_CLAIM_RACES = 100  # each lost race is another writer's progress; more than this is a loop of takeovers
+
+
+class KeysRetiredError(MissingBytesError):
+    """A commit was about to reference bytes that a retire record gives up; nothing became visible."""
+
+    def __init__(self, keys: frozenset[str], *, url: str) -> None:
+        super().__init__(f"{len(keys)} file(s) of the checkpoint are being deleted by a prune", url=url)
+        self.keys = keys
 
 
 class Attempt:
@@ -49,7 +57,7 @@ class Attempt:
     @property
     def is_finished(self) -> bool:
         """Whether the finish record is written."""
-        return self._head.record.kind is Kind.FINISH
+        return bool(self.catalogue.finished)
 
     def use(self, log: JournalLog) -> None:
         """Append through another view of the same journal from now on: a more patient one."""
@@ -78,10 +86,35 @@ class Attempt:
 
         Raises:
             RunFencedError: a later attempt owns the run; nothing became visible.
+            KeysRetiredError: a file that it references is being deleted; nothing became visible. Send it again.
+        """
+        body = commit_body(name=name, step=step, epoch=epoch, batch=batch, metrics=metrics, files=files)
+        with self._lock:
+            while True:
+                if self.is_finished:
+                    raise ConfigurationError(
+                        f"run {self._log.layout.run_name!r} is finished: nothing can be committed any more",
+                        hint="call finish() last",
+                    )
+                if doomed := self.catalogue.retired_keys & {file.key for file in files}:
+                    raise KeysRetiredError(doomed, url=self._log.store.url)
+                if record := self._append_next(Kind.COMMIT, body):
+                    return self._checkpoint(record)
+
+    def retire(self, plan: Callable[[Catalogue], dict[str, Any] | None]) -> None:
+        """Append a retire record.
+
+        Args:
+            plan: Makes its body from the catalogue; None if nothing is to be retired. Asked again if another record
+                took the slot.
+
+        Raises:
+            RunFencedError: a later attempt owns the run.
         """
         with self._lock:
-            body = commit_body(name=name, step=step, epoch=epoch, batch=batch, metrics=metrics, files=files)
-            return self._checkpoint(self._append(Kind.COMMIT, body))
+            while (body := plan(self.catalogue)) is not None:
+                if self._append_next(Kind.RETIRE, body):
+                    return
 
     def finish(self, state: FinishState) -> None:
         """Say how the attempt ended. Nothing may be committed afterwards.
@@ -90,34 +123,39 @@ class Attempt:
             RunFencedError: a later attempt owns the run.
         """
         with self._lock:
-            self._append(Kind.FINISH, {"state": state})
+            while not self._append_next(Kind.FINISH, {"state": state}):
+                pass
 
-    def _append(self, kind: Kind, body: dict[str, Any]) -> Record:
-        while True:
-            self.check()
-            draft = self._draft(kind, body)
-            try:
-                slot = self._log.append(
-                    self._head, kind=kind, attempt=self.number, writer=self._writer, body=body, totals=draft.totals()
-                )
-            except SlotTakenError as error:
-                slot = error.slot
-            if slot.record.attempt != self.number:
-                self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
-                raise self._fenced
-            # Ours: just written, or by an earlier try of which no answer ever came.
-            self._head = slot
-            if slot.record.kind is Kind.COMMIT:
-                self.catalogue = self.catalogue.with_commit(self._checkpoint(slot.record))
-            if (slot.record.kind, slot.record.body) == (kind, body):
-                return slot.record
+    def _append_next(self, kind: Kind, body: dict[str, Any]) -> Record | None:
+        """Fill the next slot, or take in what lies there; the record if it says what was to be said."""
+        self.check()
+        totals = self._after(
+            replace(self._head.record, kind=kind, body=body, seq=self._head.record.seq + 1, attempt=self.number)
+        ).totals()
+        try:
+            slot = self._log.append(
+                self._head, kind=kind, attempt=self.number, writer=self._writer, body=body, totals=totals
+            )
+        except SlotTakenError as error:
+            slot = error.slot
+        if slot.record.attempt != self.number:
+            self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
+            raise self._fenced
+        # Just written; or by an earlier try of which no answer ever came; or a prune's retire record.
+        self.catalogue = self._after(slot.record)
+        self._head = slot
+        return slot.record if (slot.record.kind, slot.record.body) == (kind, body) else None
 
-    def _draft(self, kind: Kind, body: dict[str, Any]) -> Catalogue:
-        """The catalogue as it will be with this record."""
-        if kind is not Kind.COMMIT:
-            return self.catalogue
-        record = replace(self._head.record, kind=kind, body=body, seq=self._head.record.seq + 1, attempt=self.number)
-        return self.catalogue.with_commit(self._checkpoint(record))
+    def _after(self, record: Record) -> Catalogue:
+        """The catalogue as it is with one more record of this attempt."""
+        if record.kind is Kind.COMMIT:
+            return self.catalogue.with_commit(self._checkpoint(record))
+        if record.kind is Kind.RETIRE:
+            run_name, url = self._log.layout.run_name, self._log.store.url
+            return self.catalogue.with_retirement(Retirement.from_record(record, run_name=run_name, url=url))
+        if record.kind is Kind.FINISH:
+            return replace(self.catalogue, finished=str(record.body.get("state", "")), seq=record.seq)
+        return replace(self.catalogue, seq=record.seq)
 
     def _checkpoint(self, record: Record) -> Checkpoint:
         return Checkpoint.from_record(record, run_name=self._log.layout.run_name, url=self._log.store.url)
@@ -159,7 +197,8 @@ def claim(log: JournalLog, *, writer: WriterIdentity, takeover: bool = False) ->
             if error.slot.record.kind is Kind.CLAIM and not takeover:
                 raise _live(log, error.slot.record) from error
             continue
-        return Attempt(log, claimed=claimed, catalogue=catalogue, writer=writer)
+        begun = replace(catalogue, attempt=claimed.record.attempt, finished="", seq=claimed.record.seq)
+        return Attempt(log, claimed=claimed, catalogue=begun, writer=writer)
     raise RunIsLiveError(
         f"run {log.layout.run_name!r} is being taken over again and again",
         hint="start one process at a time with this run name",

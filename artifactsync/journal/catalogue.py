@@ -124,6 +124,34 @@ def commit_body(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retirement:
+    """What a retire record says: which checkpoints are no more, and which keys are about to be deleted."""
+
+    commits: frozenset[int]
+    """Numbers of the commit records of the checkpoints."""
+    keys: frozenset[str]
+    """Keys below the remote that only these checkpoints referenced."""
+    seq: int
+    """Number of the record."""
+
+    @classmethod
+    def from_record(cls, record: Record, *, run_name: str, url: str) -> Retirement:
+        """Read a retirement from a record, whose contents may be hostile.
+
+        Raises:
+            DamagedError: it is malformed, or a key leaves the run's folder.
+        """
+        try:
+            return cls(
+                commits=frozenset(int(seq) for seq in record.body.get("commits", ())),
+                keys=frozenset(f"{run_name}/{check_relative(key)}" for key in record.body.get("keys", ())),
+                seq=record.seq,
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DamagedError(f"retire record {record.seq} is malformed ({error})", url=url) from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class Catalogue:
     """All that the journal of a run says, up to one record."""
 
@@ -139,12 +167,17 @@ class Catalogue:
     """Time of the newest commit."""
     keys: frozenset[str] = field(default_factory=frozenset)
     """Every key that any commit ever named: none of them is written again."""
+    retired: tuple[Checkpoint, ...] = ()
+    """Committed once, and retired since: their files may be gone."""
+    retired_keys: frozenset[str] = field(default_factory=frozenset)
+    """Keys that retire records named: deleted, or about to be. No later commit may name one of them."""
 
     @classmethod
     def from_records(cls, records: Iterable[Record], *, run_name: str, url: str) -> Catalogue:
         """Fold the records, oldest first, into a catalogue."""
         live: dict[int, Checkpoint] = {}
-        attempt, finished, seq, keys = 0, "", 0, set[str]()
+        retired: dict[int, Checkpoint] = {}
+        attempt, finished, seq, keys, retired_keys = 0, "", 0, set[str](), set[str]()
         last_commit_at: str | None = None
         for record in records:
             seq = record.seq
@@ -158,8 +191,9 @@ class Catalogue:
                 last_commit_at = record.time
                 keys.update(file.key for file in checkpoint.files)
             else:
-                for retired in record.body.get("commits", ()):
-                    live.pop(retired, None)
+                retirement = Retirement.from_record(record, run_name=run_name, url=url)
+                retired.update({seq: live.pop(seq) for seq in sorted(retirement.commits & live.keys())})
+                retired_keys |= retirement.keys
         return cls(
             checkpoints=tuple(live.values()),
             attempt=attempt,
@@ -167,6 +201,8 @@ class Catalogue:
             seq=seq,
             last_commit_at=last_commit_at,
             keys=frozenset(keys),
+            retired=tuple(retired.values()),
+            retired_keys=frozenset(retired_keys),
         )
 
     def totals(self) -> dict[str, Any]:
@@ -188,6 +224,16 @@ class Catalogue:
             seq=checkpoint.seq,
             last_commit_at=checkpoint.committed_at,
             keys=self.keys | {file.key for file in checkpoint.files},
+        )
+
+    def with_retirement(self, retirement: Retirement) -> Catalogue:
+        """The catalogue after a retire record."""
+        return replace(
+            self,
+            checkpoints=tuple(c for c in self.checkpoints if c.seq not in retirement.commits),
+            seq=retirement.seq,
+            retired=(*self.retired, *(c for c in self.checkpoints if c.seq in retirement.commits)),
+            retired_keys=self.retired_keys | retirement.keys,
         )
 
     def newest_first(self) -> tuple[Checkpoint, ...]:

@@ -24,7 +24,7 @@ from artifactsync.naming.layout import RunLayout
 from artifactsync.stores.create_once import create_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from artifactsync.stores.protocol import Store
     from artifactsync.stores.retry import RetryPolicy
@@ -156,6 +156,19 @@ class JournalLog:
                 raise SlotTakenError(error.message, slot=other, url=error.url) from error
         return Slot(record, hashlib.sha256(data).hexdigest())
 
+    def fold(self, slots: Iterable[Slot]) -> Catalogue:
+        """What records mean together."""
+        return Catalogue.from_records(
+            (slot.record for slot in slots),
+            run_name=self.layout.run_name,
+            url=f"{self.store.url}/{self.layout.journal}",
+        )
+
+    def read_catalogue(self) -> Catalogue:
+        """Read the whole journal."""
+        head = self.find_head()
+        return self.fold(self.read_all(up_to=head.record.seq) if head else ())
+
     def advise(self, seq: int) -> None:
         """Write the advisory pointer to a recent record. Failing is harmless: readers list instead."""
         try:
@@ -186,11 +199,7 @@ def seq_of(name: str) -> int | None:
 
 def read_catalogue(log: JournalLog) -> Catalogue:
     """Read the whole journal of a run."""
-    head = log.find_head()
-    slots = log.read_all(up_to=head.record.seq) if head else iter(())
-    return Catalogue.from_records(
-        (slot.record for slot in slots), run_name=log.layout.run_name, url=f"{log.store.url}/{log.layout.journal}"
-    )
+    return log.read_catalogue()
 
 
 def fenced(run_name: str, owner: Record, *, url: str) -> RunFencedError:

@@ -27,6 +27,7 @@ from artifactsync.errors import (
     ObjectNotFoundError,
     WaitTimeoutError,
 )
+from artifactsync.journal.attempt import KeysRetiredError
 from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
 from artifactsync.journal.worker import SerialWorker
 from artifactsync.naming.layout import RunLayout, check_relative, sibling
@@ -130,19 +131,27 @@ class Publisher:
         log: The run's journal.
         queue: Uploads to the remote's root.
         store: The remote.
+        after_commit: Called on the publication thread after each commit: retention. Its failures are logged, and are
+            no failures of the checkpoint.
     """
 
-    def __init__(self, attempt: Attempt, *, log: JournalLog, queue: UploadQueue, store: Store) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        *,
+        log: JournalLog,
+        queue: UploadQueue,
+        store: Store,
+        after_commit: Callable[[], object] | None = None,
+    ) -> None:
         self._attempt, self._log, self._queue, self._store = attempt, log, queue, store
+        self._after_commit = after_commit
         self._layout: RunLayout = log.layout
         self._worker: SerialWorker[Checkpoint] = SerialWorker("artifactsync-publish")
         self._lock = threading.Lock()
         self._pending: list[PendingCheckpoint] = []
         self._intents = 0
         self._used = set(attempt.catalogue.keys)
-        self._published = {
-            (file.sha256, file.size): file.key for c in attempt.catalogue.checkpoints for file in c.files
-        }
 
     def submit(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> PendingCheckpoint:
         """Enqueue a checkpoint; returns at once.
@@ -155,7 +164,7 @@ class Publisher:
             RunFencedError: this attempt has lost the run.
         """
         self._attempt.check()
-        pending = PendingCheckpoint(label, self._worker.submit(lambda: self._publish(prepare, label)))
+        pending = PendingCheckpoint(label, self._worker.submit(lambda: self._publish_and_prune(prepare, label)))
         with self._lock:
             self._pending = [p for p in self._pending if not p.done() or p.exception() is not None]
             self._pending.append(pending)
@@ -188,43 +197,62 @@ class Publisher:
         if not files:
             raise ConfigurationError(f"checkpoint {label.name!r} has no files")
         self._attempt.check()
-        keys = [self._key_for(file) for file in files]
-        fresh = [(file, key) for file, (key, is_published) in zip(files, keys, strict=True) if not is_published]
-        intent = self._announce([key for _, key in fresh])
-        uploads = [self._queue.submit(key, file.local, overwrite=True) for file, key in fresh]
-        sent = dict(zip((key for _, key in fresh), (upload.result() for upload in uploads), strict=True))
-        entries = []
-        for file, (key, is_published) in zip(files, keys, strict=True):
-            size, sha256 = file.size_bytes, file.sha256 or ""
-            if not is_published:
-                size, sha256 = sent[key].size_bytes, sent[key].sha256
-                if file.sha256 not in (None, sha256):
-                    raise DamagedError(
-                        f"{file.local} changed between its writing and its upload",
-                        hint="write checkpoints to a fresh name; never rewrite one in place",
-                        url=f"{self._store.url}/{key}",
-                    )
-            entries.append(CheckpointFile(path=file.path, key=key, size=size, sha256=sha256))
-        self._verify(entries)
-        checkpoint = self._attempt.commit(
-            name=label.name,
-            step=label.step,
-            epoch=label.epoch,
-            batch=label.batch,
-            metrics=label.metrics,
-            files=entries,
-        )
-        self._published.update({(entry.sha256, entry.size): entry.key for entry in entries})
-        self._advise(checkpoint, intent)
+        entries: dict[str, CheckpointFile] = {}
+        intents: list[str] = []
+        while True:
+            self._place([file for file in files if file.path not in entries], entries, intents)
+            self._verify(list(entries.values()))
+            try:
+                checkpoint = self._attempt.commit(
+                    name=label.name,
+                    step=label.step,
+                    epoch=label.epoch,
+                    batch=label.batch,
+                    metrics=label.metrics,
+                    files=[entries[file.path] for file in files],
+                )
+                break
+            except KeysRetiredError as error:  # a prune gives up what we meant to reference: send it again
+                entries = {path: entry for path, entry in entries.items() if entry.key not in error.keys}
+        self._advise(checkpoint, intents)
         return checkpoint
 
-    def _key_for(self, file: LocalFile) -> tuple[str, bool]:
-        """The key for a file, and whether its bytes lie there already."""
-        same_size = any(size == file.size_bytes for _, size in self._published)
+    def _place(self, files: Sequence[LocalFile], entries: dict[str, CheckpointFile], intents: list[str]) -> None:
+        """Have the bytes of each file on the remote, sent now or committed before, and enter where they lie."""
+        published = {
+            (file.sha256, file.size): file.key for c in self._attempt.catalogue.checkpoints for file in c.files
+        }
+        fresh: list[tuple[LocalFile, str]] = []
+        for file in files:
+            found = self._find_published(file, published)
+            if found is None:
+                fresh.append((file, self._fresh_key(file)))
+            else:
+                entries[file.path] = found
+        if fresh:
+            intents.append(self._announce([key for _, key in fresh]))
+        uploads = [self._queue.submit(key, file.local, overwrite=True) for file, key in fresh]
+        for (file, key), upload in zip(fresh, uploads, strict=True):
+            sent = upload.result()
+            if file.sha256 not in (None, sent.sha256):
+                raise DamagedError(
+                    f"{file.local} changed between its writing and its upload",
+                    hint="write checkpoints to a fresh name; never rewrite one in place",
+                    url=f"{self._store.url}/{key}",
+                )
+            entries[file.path] = CheckpointFile(path=file.path, key=key, size=sent.size_bytes, sha256=sent.sha256)
+
+    def _find_published(self, file: LocalFile, published: Mapping[tuple[str, int], str]) -> CheckpointFile | None:
+        """Where the very bytes of a file lie already, committed; None if nowhere."""
+        same_size = any(size == file.size_bytes for _, size in published)
         sha256 = file.sha256 or (hash_file(file.local).sha256 if same_size else "")
-        published = self._published.get((sha256, file.size_bytes))
-        if published and self._is_there(published, file.size_bytes):
-            return published, True
+        key = published.get((sha256, file.size_bytes))
+        if key is None or not self._is_there(key, file.size_bytes):
+            return None
+        return CheckpointFile(path=file.path, key=key, size=file.size_bytes, sha256=sha256)
+
+    def _fresh_key(self, file: LocalFile) -> str:
+        """A key that nobody wrote, and no earlier attempt may still be writing."""
         path, number = check_relative(file.path), 0
         candidate = path if self._attempt.number == 1 else sibling(path, self._attempt.number)
         while self._layout.artifact(candidate) in self._used:
@@ -232,7 +260,7 @@ class Publisher:
             candidate = sibling(path, self._attempt.number, number)
         key = self._layout.artifact(candidate)
         self._used.add(key)
-        return key, False
+        return key
 
     def _is_there(self, key: str, size_bytes: int) -> bool:
         try:
@@ -240,10 +268,8 @@ class Publisher:
         except ObjectNotFoundError:
             return False
 
-    def _announce(self, keys: list[str]) -> str | None:
+    def _announce(self, keys: list[str]) -> str:
         """Say which keys are about to be written, so that readers do not take them for artifacts before the commit."""
-        if not keys:
-            return None
         self._intents += 1
         intent = self._layout.intent(self._attempt.number, self._intents)
         self._store.put(intent, json.dumps({"keys": [key.partition("/")[2] for key in keys]}).encode())
@@ -268,7 +294,7 @@ class Publisher:
         with ThreadPoolExecutor(min(16, len(entries)), thread_name_prefix="artifactsync-verify") as pool:
             list(pool.map(check, entries))
 
-    def _advise(self, checkpoint: Checkpoint, intent: str | None) -> None:
+    def _advise(self, checkpoint: Checkpoint, intents: Sequence[str]) -> None:
         """Write what readers may use and nobody needs; a failure here is no failure."""
         self._log.advise(checkpoint.seq)
         try:
@@ -279,10 +305,19 @@ class Publisher:
                         f"{folder}/latest-rank0.pt.symlink" if folder else "latest-rank0.pt.symlink"
                     )
                     self._store.put(link, file.key.encode())
-            if intent:
-                self._store.delete([intent])
+            if intents:
+                self._store.delete(intents)
         except ArtifactSyncError as error:
             _log.debug("advisory objects of %s were not written: %s", checkpoint.name, error)
+
+    def _publish_and_prune(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> Checkpoint:
+        checkpoint = self._publish(prepare, label)
+        if self._after_commit is not None:
+            try:
+                self._after_commit()
+            except ArtifactSyncError as error:
+                _log.warning("old checkpoints were not removed this time: %s", error)
+        return checkpoint
 
 
 def local_files(files: Mapping[str, Any]) -> list[LocalFile]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError
+from artifactsync.journal.pins import PinKeeper
 from artifactsync.naming.layout import is_safe
 from artifactsync.transfer.pull import PullItem, pull_files
 
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from typing_extensions import Self
+
     from artifactsync.journal.catalogue import Catalogue, Checkpoint
     from artifactsync.journal.contents import Artifact
+    from artifactsync.journal.log import JournalLog
     from artifactsync.stores.protocol import Store
 
 _log = logging.getLogger(__name__)
@@ -126,6 +130,76 @@ def candidates(catalogue: Catalogue, selection: Selection, *, run_name: str) -> 
     return (found,)
 
 
+class _Chooser:
+    """Chooses the checkpoint to bring, and keeps a prune from deleting it meanwhile; a context manager.
+
+    Invariant: a checkpoint is pinned first, and the journal is read again after; so either the prune's record is seen
+    here, or the pin is seen there.
+
+    Args:
+        catalogue: The run's journal as it was read.
+        selection: What is wanted.
+        run_name: The run.
+        log: Where to pin and to read again; None does neither.
+    """
+
+    def __init__(self, catalogue: Catalogue, selection: Selection, *, run_name: str, log: JournalLog | None) -> None:
+        self.fallback_from: str | None = None
+        """The first checkpoint that was found damaged."""
+        self._catalogue, self._selection, self._run_name, self._log = catalogue, selection, run_name, log
+        self._keeper = PinKeeper(log.store, log.layout) if log else None
+        self._damaged: dict[int, DamagedError] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._keeper:
+            self._keeper.release()
+
+    def choose(self) -> Checkpoint | None:
+        """The best checkpoint left, pinned; None if none is wanted.
+
+        Raises:
+            DamagedError: all are damaged.
+            CheckpointNotFoundError, ConfigurationError: see :func:`candidates`.
+        """
+        while True:
+            tried = candidates(self._catalogue, self._selection, run_name=self._run_name)
+            left = [candidate for candidate in tried if candidate.seq not in self._damaged]
+            if tried and not left:
+                raise self._damaged[tried[-1].seq]
+            if not left or self._keeper is None:
+                return left[0] if left else None
+            self._keeper.pin(left[0].seq)
+            if not self._is_retired(left[0]):
+                return left[0]
+
+    def can_choose_again(self, checkpoint: Checkpoint | None, error: DamagedError) -> tuple[bool, bool]:
+        """After a file of it was not what it should be: whether to choose anew, and whether it is really damaged.
+
+        It is not if it was retired meanwhile, and our pin could not be written or was not heeded.
+        """
+        if checkpoint is None:
+            return False, True
+        if self._is_retired(checkpoint):
+            return True, False
+        self._damaged[checkpoint.seq] = error
+        tried = candidates(self._catalogue, self._selection, run_name=self._run_name)
+        if all(candidate.seq in self._damaged for candidate in tried):
+            return False, True
+        self.fallback_from = self.fallback_from or checkpoint.name
+        return True, True
+
+    def _is_retired(self, checkpoint: Checkpoint) -> bool:
+        """Read the journal again, and say whether it gives the checkpoint up."""
+        if self._log is not None:
+            head = self._log.find_head()
+            if head is not None and head.record.seq > self._catalogue.seq:
+                self._catalogue = self._log.fold(self._log.read_all(up_to=head.record.seq))
+        return all(live.seq != checkpoint.seq for live in self._catalogue.checkpoints)
+
+
 def pull(
     store: Store,
     run_name: str,
@@ -134,6 +208,7 @@ def pull(
     selection: Selection,
     catalogue: Catalogue,
     artifacts: Sequence[Artifact],
+    log: JournalLog | None = None,
     dry_run: bool = False,
     on_plan: Callable[[Sequence[PullItem]], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -148,6 +223,7 @@ def pull(
         selection: Which files.
         catalogue: The run's journal.
         artifacts: The run's artifacts.
+        log: Where to pin the checkpoint while it is being read, and to see whether it was retired; None does neither.
         dry_run: Say what would come, and do nothing.
         on_plan: Told what is about to come.
         on_progress: Told of bytes as they come.
@@ -169,26 +245,27 @@ def pull(
             ", ".join(repr(key) for key in refused[:3]),
         )
     rest = [PullItem(key=a.key, path=a.path, size_bytes=a.size, sha256=None) for a in wanted]
-    tried = candidates(catalogue, selection, run_name=run_name)
-    fallback_from: str | None = None
     skipped_files = 0
-    for number, checkpoint in enumerate(tried or (None,)):
-        files = [file for file in checkpoint.files if selection.takes(file.path)] if checkpoint else []
-        own = [PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256) for f in files]
-        taken = {item.path for item in own}
-        items = own + [item for item in rest if item.path not in taken]
-        if on_plan:
-            on_plan(items)
-        try:
-            if not dry_run:
+    with _Chooser(catalogue, selection, run_name=run_name, log=None if dry_run else log) as chooser:
+        while True:
+            checkpoint = chooser.choose()
+            files = [file for file in checkpoint.files if selection.takes(file.path)] if checkpoint else []
+            own = [PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256) for f in files]
+            taken = {item.path for item in own}
+            items = own + [item for item in rest if item.path not in taken]
+            if on_plan:
+                on_plan(items)
+            if dry_run:
+                break
+            try:
                 skipped_files = pull_files(store, own, destination, on_progress=on_progress).skipped_files
-            break
-        except DamagedError as error:
-            if checkpoint is None or number + 1 == len(tried):
-                raise
-            fallback_from = fallback_from or checkpoint.name
-            if on_fallback:
-                on_fallback(checkpoint, error)
+                break
+            except DamagedError as error:
+                is_another, is_damaged = chooser.can_choose_again(checkpoint, error)
+                if not is_another:
+                    raise
+                if checkpoint and is_damaged and on_fallback:
+                    on_fallback(checkpoint, error)
     if not dry_run:
         skipped_files += pull_files(store, items[len(own) :], destination, on_progress=on_progress).skipped_files
     return PullReport(
@@ -199,7 +276,7 @@ def pull(
         bytes=sum(item.size_bytes or 0 for item in items),
         seconds=time.monotonic() - began,
         skipped_files=skipped_files,
-        fallback_from=fallback_from,
+        fallback_from=chooser.fallback_from,
         paths=tuple(item.path for item in items),
         dry_run=dry_run,
         refused=tuple(refused),

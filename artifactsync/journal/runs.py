@@ -114,15 +114,23 @@ def state_of(head: Slot | None, *, beat_at: datetime | None) -> str:
     """
     if head is None:
         return "unknown"
-    if head.record.kind is Kind.FINISH:
-        state = str(head.record.body.get("state"))
-        return state if state in {"completed", "preempted", "failed"} else "unknown"
-    writer = WriterIdentity.from_json(head.record.writer)
+    finished = _finished(head)
+    if finished is not None:
+        return finished if finished in {"completed", "preempted", "failed"} else "unknown"
+    owner = head.record.body.get("owner") if head.record.kind is Kind.RETIRE else head.record.writer
+    writer = WriterIdentity.from_json(owner if isinstance(owner, dict) else {})
     if writer.is_surely_alive():
         return "running"
     if writer.is_surely_dead() or beat_at is None:
         return "unknown"
     return "running" if datetime.now(timezone.utc) - beat_at < timedelta(seconds=3 * INTERVAL_S) else "unknown"
+
+
+def _finished(head: Slot) -> str | None:
+    """How the newest attempt ended, if it did. A run may be pruned after its end: the retire record says it again."""
+    if head.record.kind is Kind.FINISH:
+        return str(head.record.body.get("state"))
+    return str(head.record.body.get("finished") or "") or None if head.record.kind is Kind.RETIRE else None
 
 
 def _is_run_name(name: str) -> bool:

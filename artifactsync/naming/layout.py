@@ -74,9 +74,23 @@ class RunLayout:
         """The prefix of all intents."""
         return f"{self.house}intents/"
 
+    def pin(self, token: str) -> str:
+        """Key of a reader's request not to delete the checkpoint that it is reading."""
+        return f"{self.pins}{token}.json"
+
+    @property
+    def pins(self) -> str:
+        """The prefix of all pins."""
+        return f"{self.house}pins/"
+
+    @property
+    def probes(self) -> str:
+        """The prefix of scratch objects."""
+        return f"{self.house}probe/"
+
     def probe(self, token: str) -> str:
         """Key of a scratch object for probing the store."""
-        return f"{self.house}probe/{token}"
+        return f"{self.probes}{token}"
 
     def artifact(self, path: str) -> str:
         """Key of the artifact at ``path`` below the run's folder.

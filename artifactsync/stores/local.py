@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from artifactsync.stores.keys import split_key, why_refused
 from artifactsync.stores.local_errors import link_error, system_errors
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
+from artifactsync.stores.unfinished import UnfinishedUpload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -115,6 +116,25 @@ class LocalStore:
         """Copy a file within the root. See ``Store.copy``."""
         with self._errors(source), self._open_object(source) as fd:
             return self.put(target, _OpenFileBody(fd))
+
+    def unfinished_uploads(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        """Yield temporary files of puts that have not ended. See ``stores.unfinished``."""
+        for parent, _, names, folder in os.fwalk(self.root / prefix.rpartition("/")[0], follow_symlinks=False):
+            for name in names:
+                key = (Path(parent) / name).relative_to(self.root).as_posix()
+                if name.startswith(TEMPORARY_PREFIX) and key.startswith(prefix):
+                    with contextlib.suppress(FileNotFoundError):
+                        at = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+                        moment = datetime.fromtimestamp(at, tz=timezone.utc)
+                        yield UnfinishedUpload(key=key, upload_id=name, started_at=moment)
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Unlink a temporary file. See ``stores.unfinished``."""
+        folder, _, name = upload.key.rpartition("/")
+        with self._errors(upload.key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if name.startswith(TEMPORARY_PREFIX):
+                with self._open_folder(folder.split("/") if folder else []) as fd:
+                    os.unlink(name, dir_fd=fd)
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -17,13 +17,14 @@ import threading
 from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import CredentialsError, StoreError, UnknownOutcomeError
+from artifactsync.errors import CredentialsError, ObjectNotFoundError, StoreError, UnknownOutcomeError
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
 from artifactsync.stores.keys import split_key, why_refused
 from artifactsync.stores.object import ObjectStore, exact_chunks, part_size_bytes
 from artifactsync.stores.object_errors import UNKNOWN_REGION_HINT, from_botocore, printable_cause, wrong_region
 from artifactsync.stores.protocol import Body, ObjectInfo
 from artifactsync.stores.s3_connection import open_boto_client, open_s3_lanes
+from artifactsync.stores.unfinished import UnfinishedUpload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,6 +101,25 @@ class S3ObjectStore(ObjectStore):
         for key in set(every).difference(plain):
             with self._boto_errors(key):
                 self._boto().delete_object(Bucket=self._bucket, Key=key)
+
+    def unfinished_uploads(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
+        """Yield multipart uploads that were begun and neither completed nor aborted. See ``stores.unfinished``."""
+        where: dict[str, str] = {"Prefix": prefix} if prefix else {}
+        while True:
+            with self._boto_errors(prefix):
+                page = self._boto().list_multipart_uploads(Bucket=self._bucket, **where)
+            for found in page.get("Uploads", ()):
+                if found["Key"].startswith(prefix):
+                    at = found["Initiated"].astimezone(timezone.utc)
+                    yield UnfinishedUpload(key=found["Key"], upload_id=found["UploadId"], started_at=at)
+            if not page.get("IsTruncated"):
+                return
+            where |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort_upload(self, upload: UnfinishedUpload) -> None:
+        """Delete the parts that were sent. See ``stores.unfinished``."""
+        with contextlib.suppress(ObjectNotFoundError), self._boto_errors(upload.key):
+            self._boto().abort_multipart_upload(Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id)
 
     def _put_whole(self, key: str, data: bytes, *, is_create: bool) -> ObjectInfo:
         return self._sent(lambda: super(S3ObjectStore, self)._put_whole(key, data, is_create=is_create))

@@ -35,12 +35,13 @@ from artifactsync.journal.opening import begin_attempt
 from artifactsync.journal.orphans import MIN_AGE_S
 from artifactsync.journal.pins import keeping_pin
 from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint, Publisher, local_files
-from artifactsync.journal.restore import PullReport, Selection, pull
+from artifactsync.journal.restore import PullReport, Selection, pull_run
 from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.journal.retire import PruneReport, prune
 from artifactsync.journal.runs import RunSummary
 from artifactsync.journal.runs import list_runs as _list_runs
 from artifactsync.journal.status import RunStatus, read_status
+from artifactsync.journal.tails import LogMirror, fetch_log
 from artifactsync.journal.verification import VerifyReport, verify
 from artifactsync.naming import RunLayout, resolve_run_name
 from artifactsync.naming.layout import safe_local_path
@@ -186,6 +187,7 @@ class Run:
         attempt = begin_attempt(self._store, self._log, takeover=takeover, allow_unfenced=allow_unfenced)
         attempt.use(JournalLog(patient, self.name, policy=_OUTAGE))
         self._attempt = attempt
+        self._logs = LogMirror(self._layout, attempt=attempt.number, queue=lambda: self._queue)
         self._publisher = Publisher(
             attempt,
             log=JournalLog(patient, self.name),
@@ -389,7 +391,9 @@ class Run:
         Args:
             path: A local file or folder.
             remote_file_name: Where below the run; else the same path as below ``local_dir``, else its own name.
-            growing: The file is append-only: what it holds when it is read is sent.
+            growing: The file is append-only, a log: only what is new since its last push is sent, and readers see it
+                as one file all the same. The whole file goes to its plain key when the run ends. For files, and
+                where the run is open for writing; else the file is sent as it is when it is read.
 
         Raises:
             ObjectNotFoundError: there is nothing at ``path``.
@@ -412,10 +416,14 @@ class Run:
                 raise AlreadyExistsError(
                     f"{key} holds bytes of a committed checkpoint", hint="push it under another name", url=self.remote
                 )
+        if growing and self._attempt and source.is_file():
+            return Pushed([self._logs.push(base, source)])
         return Pushed([self._queue.submit(key, file, overwrite=True, growing=growing) for key, file in keys.items()])
 
     def finish(self, state: FinishState = "completed") -> None:
         """Write down how the run ended; no checkpoint can be saved afterwards. ``close`` does it if nobody did.
+
+        Growing logs are put as whole files under their plain keys before, which may take as long as uploads take.
 
         Raises:
             RunFencedError: a later attempt owns the run.
@@ -423,6 +431,7 @@ class Run:
         with self._lock:
             run = self._writable()
             if run._attempt and not run._attempt.is_finished:  # noqa: SLF001 - its own
+                run._seal_logs(state, None)  # noqa: SLF001
                 run._attempt.finish(state)  # noqa: SLF001
                 self._log.advise(run._attempt.catalogue.seq)  # noqa: SLF001
 
@@ -493,9 +502,9 @@ class Run:
         """
         catalogue = self.catalogue()
         contents = self._require(read_contents(self._store, self._layout, catalogue))
-        return pull(
+        return pull_run(
             self._store,
-            self.name,
+            self._layout,
             Path(destination),
             selection=Selection(
                 checkpoint=checkpoint,
@@ -506,7 +515,7 @@ class Run:
                 exclude=tuple(exclude),
             ),
             catalogue=catalogue,
-            artifacts=contents.artifacts,
+            contents=contents,
             log=self._log,
             dry_run=dry_run,
             **observers,
@@ -537,6 +546,17 @@ class Run:
             keeper.pin(checkpoint.seq)
             pull_files(self._store, items, self.local_dir)
         return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
+
+    def fetch_log(self, path: str, local: Path, *, size_bytes: int, sha256: str) -> bool:
+        """Bring back a mirrored log whose first ``size_bytes`` have this hash; says whether there is such a one.
+
+        Args:
+            path: Below the run's folder.
+            local: Where to; replaced. It may come longer than asked for.
+            size_bytes: How many bytes are known.
+            sha256: Their hash.
+        """
+        return fetch_log(self._store, self._layout, path, local, size_bytes=size_bytes, sha256=sha256)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -587,7 +607,10 @@ class Run:
             self._is_closed = True
         _open_runs.discard(self)
         try:
+            give_up_at = None if timeout is None else time.monotonic() + timeout
             self.wait(timeout)
+            if self._attempt:
+                self._seal_logs(state, give_up_at)
             if self._attempt and not self._attempt.is_finished:
                 self._attempt.finish(state)
                 self._log.advise(self._attempt.catalogue.seq)
@@ -647,6 +670,28 @@ class Run:
     def _gauge(self) -> dict[str, Any]:
         fields = self.status().to_json()
         return {name: fields[name] for name in fields.keys() - {"run_name", "attempt", "state", "alive"}}
+
+    def _retain(self) -> None:
+        """Apply ``retention``, on the publication thread: nothing is waited for there."""
+        if self._retention:
+            prune(
+                self._store,
+                self._log,
+                self._retention,
+                attempt=self._attempt,
+                is_patient=False,
+                orphans_age_s=None,
+            )
+
+    def _seal_logs(self, state: FinishState, give_up_at: float | None) -> None:
+        """Put the whole logs under their plain keys, unless the run is another's by now."""
+        try:
+            head = self._log.find_head()
+        except ArtifactSyncError:  # the finish record, which comes next, is more patient, and tells
+            return
+        if self._attempt and head and head.record.attempt == self._attempt.number:
+            # A run that was stopped will be continued, and its logs too, from the segments.
+            self._logs.seal(self._store, timeout=lambda: _left(give_up_at), clean=state == "completed")
 
     def _retain(self) -> None:
         """Apply ``retention``, on the publication thread: nothing is waited for there."""

@@ -2,23 +2,26 @@
 
 Owns: which objects are artifacts. Does not own: checkpoints (``catalogue``).
 
-Invariant: the bytes of a checkpoint that is not committed, or was retired, are never shown as artifacts.
+Invariant: the bytes of a checkpoint that is not committed, or was retired, are never shown as artifacts. A log that is
+still growing is shown once, at its plain path, with the length of what can be read of it (``tails``).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ObjectNotFoundError
+from artifactsync.journal.tails import GrowingLog, growing_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from artifactsync.journal.catalogue import Catalogue
     from artifactsync.naming.layout import RunLayout
     from artifactsync.stores.protocol import ObjectInfo, Store
+    from artifactsync.transfer.tail import Segment
 
 _ADVISORY_SUFFIX = ".symlink"
 
@@ -49,22 +52,35 @@ class Contents:
     """Length of all objects that are no house-keeping, committed or not."""
     is_empty: bool
     """Whether nothing at all lies in the folder: no such run."""
+    logs: Mapping[str, GrowingLog] = field(default_factory=dict)
+    """Artifacts that are no object yet, by key: read them through ``tails.LogStore``."""
 
 
-def read_contents(store: Store, layout: RunLayout, catalogue: Catalogue) -> Contents:
-    """List a run's folder and tell artifacts from everything else."""
+def read_contents(
+    store: Store, layout: RunLayout, catalogue: Catalogue, *, damaged: Collection[Segment] = ()
+) -> Contents:
+    """List a run's folder and tell artifacts from everything else.
+
+    Args:
+        store: The remote.
+        layout: The run's keys.
+        catalogue: The run's journal.
+        damaged: Segments of growing logs that are known to be damaged.
+    """
     objects = list(store.list(layout.root))
-    hidden = catalogue.keys | _announced(store, layout, objects)
-    visible = [(path, info) for info in objects if (path := layout.path_of(info.key)) is not None]
+    hidden = catalogue.keys | announced_keys(store, layout, objects)
+    logs = {key: log for key, log in growing_logs(layout, objects, damaged=damaged).items() if key not in hidden}
+    sizes = {info.key: info.size_bytes for info in objects} | {key: log.size_bytes for key, log in logs.items()}
+    visible = [(path, key) for key in sorted(sizes) if (path := layout.path_of(key)) is not None]
     artifacts = tuple(
-        Artifact(path=path, key=info.key, size=info.size_bytes)
-        for path, info in sorted(visible, key=lambda pair: pair[1].key)
-        if info.key not in hidden and not path.endswith(_ADVISORY_SUFFIX)
+        Artifact(path=path, key=key, size=sizes[key])
+        for path, key in visible
+        if key not in hidden and not path.endswith(_ADVISORY_SUFFIX)
     )
-    return Contents(artifacts=artifacts, bytes=sum(info.size_bytes for _, info in visible), is_empty=not objects)
+    return Contents(artifacts=artifacts, bytes=sum(sizes[key] for _, key in visible), is_empty=not objects, logs=logs)
 
 
-def _announced(store: Store, layout: RunLayout, objects: Iterable[ObjectInfo]) -> set[str]:
+def announced_keys(store: Store, layout: RunLayout, objects: Iterable[ObjectInfo]) -> set[str]:
     """Keys that checkpoints in flight, or given up, have announced."""
     keys: set[str] = set()
     for info in objects:

@@ -14,7 +14,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError
+from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError, MissingBytesError
+from artifactsync.journal.contents import read_contents
+from artifactsync.journal.tails import LogStore
 from artifactsync.journal.pins import PinKeeper
 from artifactsync.naming.layout import is_safe
 from artifactsync.transfer.pull import PullItem, pull_files
@@ -26,11 +28,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from artifactsync.journal.catalogue import Catalogue, Checkpoint
-    from artifactsync.journal.contents import Artifact
+    from artifactsync.journal.contents import Artifact, Contents
+    from artifactsync.naming.layout import RunLayout
     from artifactsync.journal.log import JournalLog
     from artifactsync.stores.protocol import Store
+    from artifactsync.transfer.tail import Segment
 
 _log = logging.getLogger(__name__)
+
+_LOG_ROUNDS = 8  # each is progress: a log that became whole, or a damaged segment that is now known
 
 Only = Literal["checkpoints", "logs", "all"]
 
@@ -281,3 +287,42 @@ def pull(
         dry_run=dry_run,
         refused=tuple(refused),
     )
+
+
+def pull_run(
+    store: Store,
+    layout: RunLayout,
+    destination: Path,
+    *,
+    selection: Selection,
+    catalogue: Catalogue,
+    contents: Contents,
+    **options: Any,
+) -> PullReport:
+    """Bring a run, its growing logs as whole files; arguments and errors as for :func:`pull`.
+
+    A log whose segments have given way to the whole file meanwhile is looked for again; one with a damaged segment
+    comes as far as it is good, loudly.
+    """
+    damaged: set[Segment] = set()
+    for is_last in (False,) * _LOG_ROUNDS + (True,):
+        logs = LogStore(store, layout, contents.logs)
+        try:
+            return pull(
+                logs,
+                layout.run_name,
+                destination,
+                selection=selection,
+                catalogue=catalogue,
+                artifacts=contents.artifacts,
+                **options,
+            )
+        except DamagedError as error:
+            segment = logs.bad.get(error.url)
+            if is_last or segment is None:
+                raise
+            if not isinstance(error, MissingBytesError):
+                damaged.add(segment)
+                _log.warning("%s; the log comes without what is behind it", error)
+            contents = read_contents(store, layout, catalogue, damaged=damaged)
+    raise AssertionError("the last round returns or raises")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from artifactsync.run import Pushed
 
 _MIRROR_S = 30.0
-"""Least time between two mirrorings outside of checkpoints: each sends the whole file."""
+"""Least time between two mirrorings outside of checkpoints: each is an object of its own until the run ends."""
 _READ_BYTES = 1 << 20
 
 
@@ -169,7 +169,8 @@ class FileLogger(LoggerDestination):
         if self._cut(size_bytes, sha256) is not None:
             return ""
         # The local file is not there, or belongs to another history than that of the checkpoint.
-        if self._context.fetch(self._remote_path, self.path) and self._cut(size_bytes, sha256) is not None:
+        is_back = self._context.fetch(self._remote_path, self.path, size_bytes, sha256)
+        if is_back and self._cut(size_bytes, sha256) is not None:
             return ""
         self._cut(0, None)
         return f"; the {size_bytes} bytes of log before it could not be brought back"

@@ -40,8 +40,9 @@ class LogContext:
     """Values for templates besides the run name: ``rank`` and the like."""
     mirror: Callable[[Path], Pushed | None] = lambda _: None
     """Mirror a file below ``local_dir`` that only grows; returns at once."""
-    fetch: Callable[[str, Path], bool] = lambda _path, _local: False
-    """Bring what is mirrored under a path below the run to a local file; says whether there was something."""
+    fetch: Callable[[str, Path, int, str], bool] = lambda _path, _local, _size_bytes, _sha256: False
+    """Bring what is mirrored under a path below the run to a local file, if its first so many bytes have that sha256;
+    says whether there was such a one."""
 
 
 class LoggerDestination:

@@ -23,6 +23,7 @@ HOUSE_FOLDER = ".artifactsync"
 SEQ_DIGITS = 20
 """Digits of a journal record's number: wide enough for any int64, so that key order is number order."""
 
+_GENERATION = re.compile(r"([0-9]{6,18})-([0-9]{6,18})")
 _WINDOWS_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$")
 _WINDOWS_SIGNS = frozenset('<>:"|?*')  # and "x:y" would be a stream of the file x
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, format, surrogate, separators
@@ -87,6 +88,31 @@ class RunLayout:
     def probes(self) -> str:
         """The prefix of scratch objects."""
         return f"{self.house}probe/"
+
+    @property
+    def tails(self) -> str:
+        """The prefix of the segments of logs that are still growing."""
+        return f"{self.house}tails/"
+
+    def tail(self, path: str, generation: tuple[int, int], name: str) -> str:
+        """Key of one segment of the growing file at ``path`` (or of its seal), in a generation of an attempt.
+
+        Args:
+            path: Below the run's folder.
+            generation: The attempt, and which of its append-only histories of the file.
+            name: What the segment is, as ``transfer.tail`` words it; without ``/``.
+        """
+        attempt, number = generation
+        return f"{self.tails}{check_relative(path)}/{attempt:06d}-{number:06d}/{name}"
+
+    def tail_of(self, key: str) -> tuple[str, tuple[int, int], str] | None:
+        """The inverse of :meth:`tail`: path (hostile input), generation, name; None for any other key."""
+        if not key.startswith(self.tails):
+            return None
+        above, _, name = key[len(self.tails) :].rpartition("/")
+        path, _, generation = above.rpartition("/")
+        found = _GENERATION.fullmatch(generation)
+        return (path, (int(found[1]), int(found[2])), name) if found and path else None
 
     def probe(self, token: str) -> str:
         """Key of a scratch object for probing the store."""

@@ -263,16 +263,11 @@ class Trainer:
             warnings.warn(f"{path} is not mirrored: {error}", RuntimeWarning, stacklevel=2)
             return None
 
-    def _fetch(self, path: str, local: Path) -> bool:
-        """Bring a mirrored file back, if there is one."""
+    def _fetch(self, path: str, local: Path, size_bytes: int, sha256: str) -> bool:
+        """Bring a mirrored log back, if there is one that begins so."""
         if isinstance(self.run, LocalRun):
             return False
-        local.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.run.fs.get_file(path, str(local))
-        except FileNotFoundError:
-            return False
-        return True
+        return self.run.fetch_log(path, local, size_bytes=size_bytes, sha256=sha256)
 
     # -- training -------------------------------------------------------------------------------------------------
 

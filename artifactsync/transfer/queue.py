@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from artifactsync.stores.protocol import Store
     from artifactsync.transfer.clock import Clock
+    from artifactsync.transfer.tail import Tail
 
 __all__ = ["Upload", "UploadQueue", "UploadStatus", "UploadedFile"]
 
@@ -130,7 +131,13 @@ class UploadQueue:
         self._is_aborted = False
 
     def submit(
-        self, key: str, path: str | os.PathLike[str], *, overwrite: bool = True, growing: bool = False
+        self,
+        key: str,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = True,
+        growing: bool = False,
+        tail: Tail | None = None,
     ) -> Upload:
         """Put a file in line and return at once; nothing of it is read here.
 
@@ -140,6 +147,7 @@ class UploadQueue:
             overwrite: False fails with ``AlreadyExistsError`` if the key has other bytes, atomically where the store
                 can. An overwriting upload replaces those of its key that still wait.
             growing: The file is append-only; its length at the time it is read is what is sent.
+            tail: Sends only what is new of such a file, to keys of its own; ``key`` keeps its order.
 
         Raises:
             ObjectNotFoundError: there is no file at ``path``.
@@ -151,9 +159,10 @@ class UploadQueue:
             upload = Upload(
                 key,
                 os.path.abspath(path),  # noqa: PTH100 - resolve() would ask the file system
-                size_bytes=os.fstat(fd).st_size,
+                size_bytes=max(0, os.fstat(fd).st_size - (tail.durable_bytes if tail else 0)),
                 overwrite=overwrite,
                 growing=growing,
+                tail=tail,
                 cancel=self._cancel,
                 waiting=self.watching,
             )
@@ -510,8 +519,11 @@ class UploadQueue:
         try:
             self._check_abort(upload)
             source = upload.path if upload.fd is None else upload.fd
-            with FileBody(source, growing=upload.growing, on_read=on_read) as upload.body:
-                outcome = send_file(self._store(), upload.key, upload.body, overwrite=upload.overwrite)
+            if upload.tail is not None:
+                outcome = upload.tail.send(self._store(), source, on_read)
+            else:
+                with FileBody(source, growing=upload.growing, on_read=on_read) as upload.body:
+                    outcome = send_file(self._store(), upload.key, upload.body, overwrite=upload.overwrite)
         except ArtifactSyncError as error:
             self._failed(upload, error)
         except BaseException as error:  # noqa: BLE001 - a thread that dies silently would hang wait()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from artifactsync.transfer.hashing import FileBody
+    from artifactsync.transfer.tail import Tail
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Upload:
         size_bytes: int,
         overwrite: bool,
         growing: bool,
+        tail: Tail | None = None,
         cancel: Callable[[Upload], bool],
         waiting: Callable[[], AbstractContextManager[object]],
     ) -> None:
@@ -87,6 +89,7 @@ class Upload:
         """Length of the file when it was submitted."""
         self.overwrite = overwrite
         self.growing = growing
+        self.tail = tail  # sends it piece by piece
         self.attempts = 0
         """Tries begun so far."""
         self.replaced: list[Upload] = []  # those that settle with this one

@@ -90,14 +90,14 @@ def test_on_another_machine_the_mirrored_log_is_brought_back(tmp_path):
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"x" * 500)  # of another history
 
-    def fetch(path, local):
-        assert path == "logs-rank0.txt"
+    def fetch(path, local, size_bytes, sha256):
+        assert (path, size_bytes, sha256) == ("logs-rank0.txt", state["size_bytes"], state["sha256"])
         local.write_bytes(whole + b"later\n")
         return True
 
     _file_logger(tmp_path / "b", state=state, resumed_at=1, fetch=fetch).close()
     assert stale.read_bytes() == whole + b"[run][batch=1]: attempt 1 continues here\n"
-    _file_logger(tmp_path / "c", state=state, resumed_at=1, fetch=lambda path, local: False).close()
+    _file_logger(tmp_path / "c", state=state, resumed_at=1, fetch=lambda *_: False).close()
     assert "could not be brought back" in (tmp_path / "c" / "r" / "logs-rank0.txt").read_text()
 
 
@@ -135,8 +135,9 @@ def test_mirrored_below_the_run(tmp_path):
         log.log_metrics({"loss": 1.0}, 1)
         (pushed,) = log.flush()
         pushed.result(30)
-        assert run.fs.cat_file("logs-rank3.txt") == b'[metric][batch=1]: {"loss": 1.0}\n'
+        assert [(a.path, a.size) for a in run.artifacts()] == [("logs-rank3.txt", 33)]
         log.close()
+    assert run.fs.cat_file("logs-rank3.txt") == b'[metric][batch=1]: {"loss": 1.0}\n'
 
 
 def test_mistakes(tmp_path):

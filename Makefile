@@ -39,8 +39,8 @@ lint: $(VENV)/.test
 bench: $(VENV)/.bench  ## figures into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-crash: $(VENV)/.test  ## the long fault runs
-	$(BIN)/python -m pytest -m crash --timeout 0
+crash: $(VENV)/.test  ## the long fault runs, with their figures
+	$(BIN)/python -m pytest -m crash -s --timeout 0
 
 clean:
 	@[ ! -d .cloud ] || $(BIN)/python localstack/cloud.py down

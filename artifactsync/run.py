@@ -29,12 +29,14 @@ from artifactsync.errors import (
 )
 from artifactsync.journal.catalogue import Catalogue, Checkpoint
 from artifactsync.journal.contents import Artifact, Contents, read_contents
+from artifactsync.journal.copying import CopyReport, copy_run
 from artifactsync.journal.heartbeat import Heart
 from artifactsync.journal.log import JournalLog, read_catalogue
 from artifactsync.journal.opening import begin_attempt
 from artifactsync.journal.orphans import MIN_AGE_S
 from artifactsync.journal.pins import keeping_pin
 from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint, Publisher, local_files
+from artifactsync.journal.removal import RemovalReport, plan_removal, remove_run
 from artifactsync.journal.restore import PullReport, Selection, pull_run
 from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.journal.retire import PruneReport, prune
@@ -532,6 +534,49 @@ class Run:
             self._require(self.contents())
         return verify(self._store, self.name, catalogue, deep=deep)
 
+    def copy_to(
+        self,
+        remote: str | os.PathLike[str] | Store,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        **observers: Any,
+    ) -> CopyReport:
+        """Copy the whole run to another remote, verified; an interrupted copy shows nothing there, and is continued.
+
+        Args:
+            remote: Root URI of the other remote, or an opened store.
+            storage_options: What fsspec's file system for it takes.
+            **observers: ``on_plan`` and ``on_progress`` of ``journal.copying.copy_run``.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            DestinationError: another run of that name is there.
+            DamagedError: bytes differ from what was committed; nothing became visible there.
+        """
+        if isinstance(remote, Store):
+            return copy_run(self._store, remote, self.name, **observers)
+        target = open_store(remote, storage_options)
+        try:
+            return copy_run(self._store, target, self.name, **observers)
+        finally:
+            target.close()
+
+    def remove(self, *, dry_run: bool = False, **observers: Any) -> RemovalReport:
+        """Remove the run from the remote; what was interrupted is finished by removing again.
+
+        Args:
+            dry_run: Say what would go.
+            **observers: ``on_plan`` and ``on_progress`` of ``journal.removal.remove_run``.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            RunIsLiveError: it has a writer that is alive, perhaps this process; nothing was changed.
+            PermissionDeniedError: these credentials may not delete; nothing was changed.
+        """
+        if dry_run:
+            return plan_removal(self._store, self._log)
+        return remove_run(self._store, self._log, **observers)
+
     def ensure_local(self, checkpoint: Checkpoint) -> dict[str, Path]:
         """Have every file of a checkpoint below ``local_dir``, verified by hash; fetches what is missing or differs.
 
@@ -670,18 +715,6 @@ class Run:
     def _gauge(self) -> dict[str, Any]:
         fields = self.status().to_json()
         return {name: fields[name] for name in fields.keys() - {"run_name", "attempt", "state", "alive"}}
-
-    def _retain(self) -> None:
-        """Apply ``retention``, on the publication thread: nothing is waited for there."""
-        if self._retention:
-            prune(
-                self._store,
-                self._log,
-                self._retention,
-                attempt=self._attempt,
-                is_patient=False,
-                orphans_age_s=None,
-            )
 
     def _seal_logs(self, state: FinishState, give_up_at: float | None) -> None:
         """Put the whole logs under their plain keys, unless the run is another's by now."""

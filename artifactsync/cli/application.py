@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from artifactsync._version import __version__
-from artifactsync.cli import completion, ls, prune, pull, push, status, verify
+from artifactsync.cli import completion, cp, ls, prune, pull, push, rm, status, verify
 from artifactsync.cli.failures import (
     INTERRUPTED_EXIT_CODE,
     OUTPUT_CLOSED_EXIT_CODE,
@@ -91,7 +91,16 @@ def cli(context: click.Context) -> None:
     click.echo(context.get_help())
 
 
-for _command in (ls.command, pull.command, push.command, status.command, verify.command, prune.command):
+for _command in (
+    ls.command,
+    pull.command,
+    push.command,
+    status.command,
+    verify.command,
+    prune.command,
+    cp.command,
+    rm.command,
+):
     cli.add_command(_command)
 
 

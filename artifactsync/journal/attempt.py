@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from artifactsync.errors import ConfigurationError, MissingBytesError, RunFencedError, RunIsLiveError
 from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, Retirement, commit_body
 from artifactsync.journal.heartbeat import is_alive
-from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, fenced
+from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, fenced, is_removal
 from artifactsync.journal.record import Kind, Record
 from artifactsync.journal.writer import WriterIdentity
 
@@ -46,6 +46,8 @@ class Attempt:
         self._fenced: RunFencedError | None = None
         self.number = claimed.record.attempt
         """Number of the attempt: 1, 2, 3 …"""
+        self.claim_id = claimed.record.write_id
+        """``write_id`` of the claim: tells attempts of one number in different lineages apart."""
         self.catalogue = catalogue
         """What the journal says, up to this attempt's newest record."""
 
@@ -161,13 +163,16 @@ class Attempt:
         return Checkpoint.from_record(record, run_name=self._log.layout.run_name, url=self._log.store.url)
 
 
-def claim(log: JournalLog, *, writer: WriterIdentity, takeover: bool = False) -> Attempt:
+def claim(
+    log: JournalLog, *, writer: WriterIdentity, takeover: bool = False, is_removal_planned: bool = False
+) -> Attempt:
     """Begin a new attempt of a run; from then on no earlier attempt can write its journal.
 
     Args:
         log: The run's journal.
         writer: Who claims.
         takeover: Claim even if the present owner is alive.
+        is_removal_planned: The claim is made to remove the run; the same process may claim again after a failure.
 
     Raises:
         RunIsLiveError: the run has an owner that is alive, or another claim of this moment won; names the owner.
@@ -178,10 +183,13 @@ def claim(log: JournalLog, *, writer: WriterIdentity, takeover: bool = False) ->
         catalogue = Catalogue.from_records(
             (slot.record for slot in slots), run_name=log.layout.run_name, url=f"{log.store.url}/{log.layout.journal}"
         )
+        if slots and is_removal(slots[-1].record):
+            raise _live(log, slots[-1].record, what="is being removed", hint=_HINT_REMOVAL)
         owner = next((slot.record for slot in reversed(slots) if slot.record.kind is Kind.CLAIM), None)
         if owner and not catalogue.finished and not takeover:
             identity = WriterIdentity.from_json(owner.writer)
-            if is_alive(log.store, log.layout, attempt=owner.attempt, writer=identity):
+            is_own_removal = is_removal_planned and owner.body == _REMOVAL and identity.token == writer.token
+            if not is_own_removal and is_alive(log.store, log.layout, attempt=owner.attempt, writer=identity):
                 raise _live(log, owner)
         try:
             claimed = log.append(
@@ -189,15 +197,17 @@ def claim(log: JournalLog, *, writer: WriterIdentity, takeover: bool = False) ->
                 kind=Kind.CLAIM,
                 attempt=catalogue.attempt + 1,
                 writer=writer,
-                body={},
+                body=_REMOVAL if is_removal_planned else {},
                 totals=catalogue.totals(),
             )
         except SlotTakenError as error:
+            if log.is_copy_arriving():
+                raise _live(log, error.slot.record, what="is being copied to here", hint=_HINT_COPY) from error
             slots.append(error.slot)  # a commit of the old owner, or another claim: judge anew with it
             if error.slot.record.kind is Kind.CLAIM and not takeover:
                 raise _live(log, error.slot.record) from error
             continue
-        begun = replace(catalogue, attempt=claimed.record.attempt, finished="", seq=claimed.record.seq)
+        begun = catalogue.with_claim(claimed.record)
         return Attempt(log, claimed=claimed, catalogue=begun, writer=writer)
     raise RunIsLiveError(
         f"run {log.layout.run_name!r} is being taken over again and again",
@@ -206,10 +216,16 @@ def claim(log: JournalLog, *, writer: WriterIdentity, takeover: bool = False) ->
     )
 
 
-def _live(log: JournalLog, owner: Record) -> RunIsLiveError:
+_REMOVAL = {"removes_run": True}  # the body of a claim that is made for a removal
+_HINT_LIVE = "stop that process, choose another run name, or pass takeover=True to fence it off"
+_HINT_REMOVAL = "finish the removal with `artifactsync rm RUN --yes`, or choose another run name"
+_HINT_COPY = "finish the copy with `artifactsync cp`, remove it with `artifactsync rm`, or choose another run name"
+
+
+def _live(log: JournalLog, owner: Record, *, what: str = "is in use", hint: str = _HINT_LIVE) -> RunIsLiveError:
     who = WriterIdentity.from_json(owner.writer).describe()
     return RunIsLiveError(
-        f"run {log.layout.run_name!r} is in use by attempt {owner.attempt} ({who}, since {owner.time})",
-        hint="stop that process, choose another run name, or pass takeover=True to fence it off",
+        f"run {log.layout.run_name!r} {what} by attempt {owner.attempt} ({who}, since {owner.time})",
+        hint=hint,
         url=log.store.url,
     )

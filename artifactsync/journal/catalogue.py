@@ -165,6 +165,10 @@ class Catalogue:
     """Number of the newest record; 0 if the run has no journal."""
     last_commit_at: str | None = None
     """Time of the newest commit."""
+    claims: Mapping[int, str] = field(default_factory=dict)
+    """Attempt → ``write_id`` of its claim."""
+    last_committed_attempt: int = 0
+    """The greatest attempt that ever committed anything, retired or not; 0 if none did."""
     keys: frozenset[str] = field(default_factory=frozenset)
     """Every key that any commit ever named: none of them is written again."""
     retired: tuple[Checkpoint, ...] = ()
@@ -179,16 +183,20 @@ class Catalogue:
         retired: dict[int, Checkpoint] = {}
         attempt, finished, seq, keys, retired_keys = 0, "", 0, set[str](), set[str]()
         last_commit_at: str | None = None
+        claims: dict[int, str] = {}
+        last_committed_attempt = 0
         for record in records:
             seq = record.seq
             if record.kind is Kind.CLAIM:
                 attempt, finished = record.attempt, ""
+                claims[record.attempt] = record.write_id
             elif record.kind is Kind.FINISH:
                 finished = str(record.body.get("state", ""))
             elif record.kind is Kind.COMMIT:
                 checkpoint = Checkpoint.from_record(record, run_name=run_name, url=url)
                 live[seq] = checkpoint
                 last_commit_at = record.time
+                last_committed_attempt = max(last_committed_attempt, record.attempt)
                 keys.update(file.key for file in checkpoint.files)
             else:
                 retirement = Retirement.from_record(record, run_name=run_name, url=url)
@@ -200,6 +208,8 @@ class Catalogue:
             finished=finished,
             seq=seq,
             last_commit_at=last_commit_at,
+            claims=MappingProxyType(claims),
+            last_committed_attempt=last_committed_attempt,
             keys=frozenset(keys),
             retired=tuple(retired.values()),
             retired_keys=frozenset(retired_keys),
@@ -216,6 +226,11 @@ class Catalogue:
             "last_step": latest.step if latest else None,
         }
 
+    def with_claim(self, record: Record) -> Catalogue:
+        """The catalogue after one more claim."""
+        claims = MappingProxyType({**self.claims, record.attempt: record.write_id})
+        return replace(self, attempt=record.attempt, finished="", seq=record.seq, claims=claims)
+
     def with_commit(self, checkpoint: Checkpoint) -> Catalogue:
         """The catalogue after one more commit."""
         return replace(
@@ -223,6 +238,7 @@ class Catalogue:
             checkpoints=(*self.checkpoints, checkpoint),
             seq=checkpoint.seq,
             last_commit_at=checkpoint.committed_at,
+            last_committed_attempt=max(self.last_committed_attempt, checkpoint.attempt),
             keys=self.keys | {file.key for file in checkpoint.files},
         )
 

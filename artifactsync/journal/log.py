@@ -40,6 +40,14 @@ class Slot:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Hint:
+    """What ``head.json`` says; 0 where it says nothing."""
+
+    seq: int
+    copying_to: int
+
+
 class SlotTakenError(AlreadyExistsError):
     """Another writer's record is in the slot; ``slot`` is what lies there."""
 
@@ -85,13 +93,27 @@ class JournalLog:
 
         Three requests however long the journal is: the advisory pointer, one listing from there on, the record.
         Without the pointer, or with one that lies, the listing takes one request for each 1,000 records.
+
+        While a copy of the journal is arriving (``announce_copy``), nothing of it counts before all of it is there.
         """
         hint = self._read_hint()
-        seqs = self._list_seqs(start_after=self.layout.record(hint - 1) if hint else "")
-        newest = max(seqs, default=0)
-        if newest == 0 and hint:
-            newest = max(self._list_seqs(start_after=""), default=0)
+        newest = self._newest_seq(hint)
+        if newest < hint.copying_to:
+            newest = hint.seq
         return self.read(newest) if newest else None
+
+    def newest_seq(self) -> int:
+        """Number of the newest record that lies there, 0 if none does; counts those of a copy that is arriving."""
+        return self._newest_seq(self._read_hint())
+
+    def is_copy_arriving(self) -> bool:
+        """Whether a copy of the journal to here has begun, and not all of its records are there."""
+        hint = self._read_hint()
+        return bool(hint.copying_to) and self._newest_seq(hint) < hint.copying_to
+
+    def announce_copy(self, visible: int, up_to: int) -> None:
+        """Let readers count no record after ``visible`` until record ``up_to`` is there."""
+        self.store.put(self.layout.head, json.dumps({"seq": visible, "copying_to": up_to}).encode())
 
     def read_all(self, *, up_to: int) -> Iterator[Slot]:
         """Yield records 1 … ``up_to`` in order, read in parallel, each checked against the one before.
@@ -165,8 +187,10 @@ class JournalLog:
         )
 
     def read_catalogue(self) -> Catalogue:
-        """Read the whole journal."""
+        """Read the whole journal. One of a run that is being removed has nothing in it any more."""
         head = self.find_head()
+        if head and is_removal(head.record):
+            return Catalogue(attempt=head.record.attempt, seq=head.record.seq)
         return self.fold(self.read_all(up_to=head.record.seq) if head else ())
 
     def advise(self, seq: int) -> None:
@@ -176,12 +200,17 @@ class JournalLog:
         except ArtifactSyncError:
             return
 
-    def _read_hint(self) -> int:
+    def _newest_seq(self, hint: _Hint) -> int:
+        newest = max(self._list_seqs(start_after=self.layout.record(hint.seq - 1) if hint.seq else ""), default=0)
+        return newest or (max(self._list_seqs(start_after=""), default=0) if hint.seq else 0)
+
+    def _read_hint(self) -> _Hint:
         try:
-            seq = json.loads(self.store.get(self.layout.head))["seq"]
-        except (ObjectNotFoundError, ValueError, KeyError, TypeError):
-            return 0
-        return seq if isinstance(seq, int) and not isinstance(seq, bool) and seq > 0 else 0
+            fields = json.loads(self.store.get(self.layout.head))
+            seq, copying_to = fields["seq"], fields.get("copying_to", 0)
+        except (ObjectNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return _Hint(0, 0)
+        return _Hint(*(n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 0 for n in (seq, copying_to)))
 
     def _list_seqs(self, *, start_after: str) -> Sequence[int]:
         prefix = self.layout.journal
@@ -200,6 +229,11 @@ def seq_of(name: str) -> int | None:
 def read_catalogue(log: JournalLog) -> Catalogue:
     """Read the whole journal of a run."""
     return log.read_catalogue()
+
+
+def is_removal(record: Record) -> bool:
+    """Whether a record says that the whole run is being removed: the last record that the run ever gets."""
+    return record.kind is Kind.RETIRE and record.body.get("removes_run") is True
 
 
 def fenced(run_name: str, owner: Record, *, url: str) -> RunFencedError:

@@ -56,6 +56,8 @@ class _Found:
     newest_seq: int = 0
     beat_at: datetime | None = None
     last_modified: datetime | None = field(default=None)
+    is_arriving: bool = False
+    """Whether a copy to here has begun, and perhaps not ended."""
 
 
 def list_runs(store: Store) -> list[RunSummary]:
@@ -76,6 +78,8 @@ def _group(objects: Iterable[ObjectInfo]) -> dict[str, _Found]:
         run, layout = found.setdefault(name, _Found()), RunLayout(name)
         if info.key == layout.heartbeat:
             run.beat_at = info.modified_at
+        elif info.key == layout.copy_marker:
+            run.is_arriving = True
         elif info.key.startswith(layout.journal):
             run.newest_seq = max(run.newest_seq, seq_of(info.key[len(layout.journal) :]) or 0)
         elif not info.key.startswith(layout.house):
@@ -86,7 +90,7 @@ def _group(objects: Iterable[ObjectInfo]) -> dict[str, _Found]:
 def _summarise(store: Store, run_name: str, found: _Found) -> RunSummary:
     log = JournalLog(store, run_name)
     try:
-        head = log.read(found.newest_seq) if found.newest_seq else None
+        head = log.find_head() if found.is_arriving else log.read(found.newest_seq) if found.newest_seq else None
         commit = _newest_commit(log, head)
     except (DamagedError, NewerFormatError):
         head, commit = None, None

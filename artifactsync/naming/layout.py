@@ -70,6 +70,20 @@ class RunLayout:
         """Key of the advisory list of data keys that a checkpoint not yet committed is about to use."""
         return f"{self.intents}{attempt:06d}-{number:06d}.json"
 
+    def part_intent(self, attempt: int, number: int, rank: int) -> str:
+        """Key of the intent of one rank for the ``number``-th checkpoint that several ranks write together."""
+        return f"{self.intents}{attempt:06d}-{number:06d}-r{rank:06d}.json"
+
+    @property
+    def parts(self) -> str:
+        """The prefix of the records by which ranks tell rank 0 what they have written."""
+        return f"{self.house}parts/"
+
+    @property
+    def copy_marker(self) -> str:
+        """Key of the intent of a copy that is arriving; no attempt has number 0."""
+        return self.intent(0, 1)
+
     @property
     def intents(self) -> str:
         """The prefix of all intents."""

@@ -119,7 +119,8 @@ class LocalStore:
 
     def unfinished_uploads(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         """Yield temporary files of puts that have not ended. See ``stores.unfinished``."""
-        for parent, _, names, folder in os.fwalk(self.root / prefix.rpartition("/")[0], follow_symlinks=False):
+        top = self.root / prefix.rpartition("/")[0]
+        for parent, _, names, folder in os.fwalk(top, follow_symlinks=False) if top.is_dir() else ():
             for name in names:
                 key = (Path(parent) / name).relative_to(self.root).as_posix()
                 if name.startswith(TEMPORARY_PREFIX) and key.startswith(prefix):

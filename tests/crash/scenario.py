@@ -1,0 +1,165 @@
+"""What the processes of the fault runs do with a run, step by step, with bytes that anybody can compute again.
+
+Owns: the scenarios, and which bytes each file must have. Does not own: who dies when (``victim``), what must hold
+afterwards (``inspection``).
+
+Every attempt writes other bytes at the same paths, as a training that is not bit-reproducible would: bytes of two
+attempts that got mixed up are seen. ``config.json`` alone is always the same, so that files are shared.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from artifactsync import Run
+from artifactsync.journal.retention import RetentionPolicy
+from artifactsync.stores import open_store
+from artifactsync.transfer.patience import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from artifactsync.journal.catalogue import Checkpoint
+    from artifactsync.stores.protocol import Store
+    from artifactsync.stores.retry import RetryPolicy
+
+NAME = "demo"
+KEEP = RetentionPolicy(keep_last=2)
+PATIENCE = Patience(base_delay_s=0.01, max_delay_s=0.1)
+_LOG_LINES = 40
+_WAIT_S = 90.0
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where runs live; can be sent to another process."""
+
+    url: str
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self, retry: RetryPolicy | None = None) -> Store:
+        return open_store(self.url, self.storage_options, retry=retry)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a scenario plays with."""
+
+    store: Store
+    """Closed by the run that is opened on it."""
+    folder: Path
+    """Local; nobody else's."""
+    open: Callable[[], Store]
+    """Another view of the same remote, for a scenario that opens more than one run."""
+    committed: Callable[[Checkpoint], None] = lambda checkpoint: None
+    """Told of every checkpoint of which ``result()`` said that it is committed."""
+
+    def run(self, **options: Any) -> Run:
+        return Run(NAME, remote=self.store, local_root=self.folder / "runs", patience=PATIENCE, **options)
+
+    def again(self, local: str, **options: Any) -> Run:
+        return Run(NAME, remote=self.open(), local_root=self.folder / local, patience=PATIENCE, **options)
+
+
+def bytes_of(path: str, *, attempt: int) -> bytes:
+    """The bytes that ``attempt`` writes at ``path``."""
+    if path.endswith("config.json"):
+        return b'{"layers": 12}\n' * 100
+    if path.startswith("logs"):
+        return b"".join(b"step %3d of attempt %d\n" % (n, attempt) for n in range(_LOG_LINES))
+    draw = random.Random(f"{attempt}/{path}")
+    return draw.randbytes(30_000 if path.endswith("rank0.pt") else 90_000)
+
+
+def paths_of(step: int) -> list[str]:
+    """The files of the checkpoint at ``step``."""
+    return [f"checkpoints/ep0-ba{step}-{what}" for what in ("rank0.pt", "optim.pt", "config.json")]
+
+
+def write(run: Run, path: str, data: bytes) -> Path:
+    file = run.local_dir / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+def append(run: Run, path: str, data: bytes) -> Path:
+    file = run.local_dir / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab") as log:
+        log.write(data)
+    return file
+
+
+def save_step(run: Run, step: int) -> Checkpoint:
+    files = [write(run, path, bytes_of(path, attempt=run.attempt)) for path in paths_of(step)]
+    return run.save_files(files, step=step, metrics={"loss": 1 / step}).result(_WAIT_S)
+
+
+def resume_step(run: Run) -> int:
+    """Have the newest checkpoint here, as a resume does; returns its step, 0 if there is none."""
+    latest = run.latest()
+    if latest is None:
+        return 0
+    for path, file in run.ensure_local(latest).items():
+        assert file.read_bytes() == bytes_of(path, attempt=latest.attempt), f"{path} came back with other bytes"
+    return latest.step
+
+
+def save(stage: Stage) -> None:
+    """Resume, and save twice."""
+    with stage.run() as run:
+        step = resume_step(run)
+        for next_step in (step + 1, step + 2):
+            stage.committed(save_step(run, next_step))
+
+
+def upload(stage: Stage) -> None:
+    """Push files and a log that grows."""
+    with stage.run() as run:
+        path = f"logs/a{run.attempt}.txt"
+        log = bytes_of(path, attempt=run.attempt)
+        for part in (0, 1):
+            run.push(append(run, path, log[len(log) // 2 * part :][: len(log) // 2]), growing=True)
+            trace = f"traces/a{run.attempt}-{part}.bin"
+            run.push(write(run, trace, bytes_of(trace, attempt=run.attempt)))
+            run.wait(_WAIT_S)
+
+
+def prune(stage: Stage) -> None:
+    """Give up old checkpoints beside nobody, as a maintenance process; then once more as the run's writer."""
+    Run(NAME, remote=stage.store, read_only=True).prune(KEEP)
+    with stage.again("runs") as run:
+        stage.committed(save_step(run, resume_step(run) + 1))
+        run.prune(KEEP)
+
+
+def pull(stage: Stage) -> None:
+    """Bring everything to a folder."""
+    Run(NAME, remote=stage.store, read_only=True).pull(stage.folder / "pulled")
+
+
+def life(stage: Stage) -> None:
+    """All of it: claim, save, push, prune, finish, a second attempt, pull."""
+    with stage.run() as run:
+        for step in (1, 2, 3):
+            stage.committed(save_step(run, step))
+            run.push(write(run, f"logs/a{run.attempt}.txt", bytes_of("logs", attempt=run.attempt)[: 100 * step]))
+            run.wait(_WAIT_S)
+        run.prune(KEEP)
+    with stage.again("elsewhere") as run:
+        stage.committed(save_step(run, resume_step(run) + 1))
+    reader = stage.again("reader", read_only=True)
+    reader.pull(stage.folder / "pulled")
+
+
+SCENARIOS: dict[str, Callable[[Stage], None]] = {
+    "save": save,
+    "upload": upload,
+    "prune": prune,
+    "pull": pull,
+    "life": life,
+}

@@ -1,0 +1,212 @@
+"""SIGKILL of a saving, uploading, pruning or pulling process, anywhere: a checkpoint is whole or it does not exist."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from artifactsync import Run
+from tests.crash.figures import Tally, scaled
+from tests.crash.inspection import KINDS, Problem, inspect, inspect_pulled, inspect_resume, read_committed
+from tests.crash.remotes import Remotes
+from tests.crash.scenario import KEEP, NAME, PATIENCE, Remote, append, bytes_of, save_step, write
+from tests.crash.victim import Part, Point, Victim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+BACKENDS = ("local", "s3", "gcs")
+COMMITS_BEFORE = {"save": 1, "upload": 1, "prune": 4, "pull": 2}
+"""The scenarios, and how many checkpoints their run has before."""
+
+_LANES = 3  # points at a time: most of a point is waiting
+_CHAIN = 6  # seeded points on one run, each of the leftovers of those before
+
+
+def begin(remote: Remote, folder: Path, *, commits: int) -> None:
+    """A run with a finished attempt, checkpoints and artifacts."""
+    with Run(
+        NAME, remote=remote.url, storage_options=remote.storage_options, local_root=folder, patience=PATIENCE
+    ) as run:
+        for step in range(1, commits + 1):
+            save_step(run, step)
+        for path in ("logs/a1.txt", "traces/a1-0.bin"):
+            run.push(write(run, path, bytes_of(path, attempt=1)))
+
+
+class Range:
+    """Where processes are killed: on one backend, with one tally."""
+
+    def __init__(self, remotes: Remotes, folder: Path) -> None:
+        self.remotes, self.folder = remotes, folder
+        self.tally = Tally(*KINDS)
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def fresh_folder(self) -> Path:
+        with self._lock:
+            return self.folder / f"p{next(self._numbers)}"
+
+    def fresh_run(self, scenario: str) -> Remote:
+        remote = self.remotes.fresh()
+        begin(remote, self.fresh_folder(), commits=COMMITS_BEFORE[scenario])
+        return remote
+
+    def kill(self, remote: Remote, scenario: str, point: Point | float, *, what: str, resumes: bool = True) -> bool:
+        """Let a process play and die, and judge what it left; says whether the kill came in time.
+
+        Args:
+            remote: Its run is there.
+            scenario: What it plays.
+            point: Where it dies; as a number, how many seconds after it began.
+            what: What to count it as.
+            resumes: Whether a new attempt follows.
+        """
+        before = read_committed(remote)
+        with Victim(
+            Part(scenario, remote, self.fresh_folder(), point=point if isinstance(point, Point) else Point())
+        ) as victim:
+            if not isinstance(point, Point):
+                victim.kill_after(point)
+            was_killed = victim.end()
+            if not was_killed:
+                assert not victim.ending().error, victim.ending()
+        found = inspect(remote, acknowledged=victim.commits(), before=before)
+        if scenario == "pull":
+            found += self._pull_again(remote, victim.part.folder / "pulled", expected=not was_killed)
+        if resumes:
+            now = read_committed(remote)
+            found += inspect_resume(remote, self.fresh_folder())
+            found += inspect(remote, acknowledged=victim.commits(), before=now)
+        if scenario == "prune" and resumes:
+            found += self._prune_again(remote)
+        for kind, problem in found:
+            self.tally.problem(kind, f"{scenario} {point}: {problem}")
+        self.tally.count(what if was_killed else "too late")
+        return was_killed
+
+    def _pull_again(self, remote: Remote, destination: Path, *, expected: bool) -> list[Problem]:
+        """Nothing half-written is visible; and the same command ends well."""
+        store = remote.open()
+        reader = Run(NAME, remote=store, read_only=True)
+        latest = reader.latest()
+        assert latest
+        found = inspect_pulled(destination, attempt=latest.attempt, is_whole=expected) if destination.exists() else []
+        report = reader.pull(destination)
+        if report.checkpoint != latest.name or report.fallback_from:
+            found.append(("unresumable", f"the second pull: {report}"))
+        found += inspect_pulled(destination, attempt=latest.attempt, is_whole=True)
+        store.close()
+        return found
+
+    def _prune_again(self, remote: Remote) -> list[Problem]:
+        """The next prune deletes what this one left: no byte that only retired checkpoints had stays for ever."""
+        store = remote.open()
+        run = Run(NAME, remote=store, read_only=True)
+        before = {k: v for k, v in read_committed(remote).items()}
+        run.prune(KEEP)
+        catalogue = run.catalogue()
+        there = {info.key for info in store.list(f"{NAME}/")}
+        live = {file.key for checkpoint in catalogue.checkpoints for file in checkpoint.files}
+        store.close()
+        left = (catalogue.retired_keys - live) & there
+        found: list[Problem] = [("changed", f"retired and never deleted: {key}") for key in sorted(left)]
+        return found + inspect(remote, before=before)
+
+    def at_every_call(self, scenario: str, *, stride: int = 1) -> None:
+        """Kill before and after each store call, from the first to the last."""
+        remote = self.fresh_run(scenario)
+        with Victim(Part(scenario, remote, self.fresh_folder())) as victim:
+            assert not victim.end()
+        calls = victim.ending().calls
+        points = [Point(when, number) for number in range(1, calls + 1) for when in ("before", "after")]
+        chosen = points[:: stride] if stride > 1 else points
+        shared = self.fresh_run(scenario) if scenario == "pull" else None
+
+        def one(point: Point) -> None:
+            # A pull changes nothing but its pin, so all of them may read one run.
+            remote = shared or self.fresh_run(scenario)
+            self.kill(remote, scenario, point, what=f"{scenario} calls", resumes=not shared)
+
+        in_lanes(one, chosen)
+
+    def at_random(self, count: int, *, seed: int) -> None:
+        """Kill at seeded places, half of them at a line of our code, half at a moment; until so many have died."""
+        lines, seconds = {}, {}
+        for scenario in COMMITS_BEFORE:
+            for counts_lines in (True, False):
+                with Victim(
+                    Part(scenario, self.fresh_run(scenario), self.fresh_folder(), counts_lines=counts_lines)
+                ) as victim:
+                    victim.wait_until_it_plays()
+                    began = time.monotonic()
+                    assert not victim.end()
+                    seconds[scenario] = time.monotonic() - began
+                lines[scenario] = max(lines.get(scenario, 0), victim.ending().lines)
+
+        def chain(number: int) -> None:
+            draw = random.Random(f"{seed}/{number}")
+            remote = self.fresh_run("prune")
+            for _ in range(_CHAIN):
+                scenario = draw.choice(list(COMMITS_BEFORE))
+                at_line, share, resumes = draw.random() < 0.5, draw.random(), draw.random() < 0.4
+                point = Point("line", int(share * lines[scenario]) + 1) if at_line else share * seconds[scenario]
+                if self.tally.counts["seeded"] < count:
+                    self.kill(remote, scenario, point, what="seeded", resumes=resumes)
+
+        def chains() -> Iterator[int]:
+            for number in itertools.count():
+                if self.tally.counts["seeded"] >= count:
+                    return
+                yield number
+
+        in_lanes(chain, chains())
+
+
+def in_lanes(call: Callable[..., None], items: Iterable[object]) -> None:
+    """Call for each item, a few at a time; items are drawn as they are needed."""
+    iterator = iter(items)
+    lock = threading.Lock()
+    failed = threading.Event()
+
+    def lane() -> None:
+        while not failed.is_set():
+            with lock:
+                item = next(iterator, iterator)
+            if item is iterator:
+                return
+            try:
+                call(item)
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(_LANES) as pool:
+        for future in [pool.submit(lane) for _ in range(_LANES)]:
+            future.result()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_here_and_there(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    place = Range(Remotes(backend, request, tmp_path), tmp_path)
+    for scenario in COMMITS_BEFORE:
+        place.at_every_call(scenario, stride={"local": 9}.get(backend, 41))
+    place.at_random(6, seed=1)
+    place.tally.report(f"kill points, {backend}", "seeded", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_anywhere(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    place = Range(Remotes(backend, request, tmp_path), tmp_path)
+    for scenario in COMMITS_BEFORE:
+        place.at_every_call(scenario, stride=scaled(10**6) and max(1, round(1 / (scaled(1000) / 1000))))
+    place.at_random(scaled(500), seed=2)
+    place.tally.report(f"kill points, {backend}", "seeded", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))

@@ -201,8 +201,8 @@ class FileBody:
     def _settle(self) -> None:
         """Let a file that was written this instant grow old enough that another write would show in its mtime."""
         age_s = time.time() - self._before.st_mtime_ns / 1e9
-        if not self._growing and 0 <= age_s < _RACY_S:
-            time.sleep(_RACY_S - age_s)
+        if not self._growing and age_s < _RACY_S:  # below 0 where the clock was set back, or is not the file server's
+            time.sleep(min(_RACY_S, _RACY_S - age_s))
 
     def _check_unchanged(self) -> None:
         before, after = self._before, os.fstat(self._fd)

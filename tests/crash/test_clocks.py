@@ -2,7 +2,8 @@
 
 Each process of a run has a wall clock of its own that is right, ten years fast, ten years slow, or jumps between all
 of them at every look. ``time`` and ``datetime`` are replaced before artifactsync is imported; the remote keeps the
-right time. What the run comes to is compared with what it comes to when every clock is right.
+right time. What the run comes to is compared with what it comes to when every clock is right. Not here: S3 that checks
+the time of signatures refuses every request of such a machine, which is told in one line (``RequestTimeTooSkewed``).
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def test_every_mixture_of_clocks_changes_nothing(request: pytest.FixtureRequest,
     expected = outcome_on_a_disk(tmp_path / "right", RIGHT)
     for number, clocks in enumerate(mixtures):
         same(expected, outcome_on_a_disk(tmp_path / f"disk-{number}", clocks))
-    for kind in ("s3", "gcs"):
+    for kind in ("moto_s3", "gcs"):  # a strict S3 refuses what such a clock signed
         cloud = request.getfixturevalue(kind)
         runs = [
             live(
@@ -186,4 +187,6 @@ def test_every_mixture_of_clocks_changes_nothing(request: pytest.FixtureRequest,
         ]
         for outcome in runs[1:]:
             same(runs[0], outcome)
-    print(f"clocks wrong by 10 years or jumping: {len(mixtures)} mixtures on a disk, 2 on S3, 2 on GCS: 0 differences")
+    print(
+        f"clocks wrong by 10 years or jumping: {len(mixtures)} mixtures on a disk, 2 on S3 (moto), 2 on GCS: 0 differences"
+    )

@@ -140,13 +140,17 @@ class Attempt:
             )
         except SlotTakenError as error:
             slot = error.slot
-        if slot.record.attempt != self.number:
+        if self._is_anothers(slot.record):
             self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
             raise self._fenced
         # Just written; or by an earlier try of which no answer ever came; or a prune's retire record.
         self.catalogue = self._after(slot.record)
         self._head = slot
         return slot.record if (slot.record.kind, slot.record.body) == (kind, body) else None
+
+    def _is_anothers(self, record: Record) -> bool:
+        """Whether the run has passed to a later attempt."""
+        return record.attempt != self.number
 
     def _after(self, record: Record) -> Catalogue:
         """The catalogue as it is with one more record of this attempt."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MIN_AGE_S = 24 * 3600.0
 """A process that was stopped may wake and go on with its upload; after a day it surely has noticed that it is over."""
 
+_HOUSE_AGE_S = 3600.0  # a pin is refreshed every few seconds, and a probe lives as long: whatever was asked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Leftovers:
@@ -45,12 +47,14 @@ def find_leftovers(store: Store, layout: RunLayout, catalogue: Catalogue, *, min
         catalogue: The run's journal.
         min_age_s: Nothing younger, in seconds.
     """
-    oldest = _server_now(store, layout)
-    if oldest is None:  # the store does not say when its objects were written: nothing is known to be old
+    now = _server_now(store, layout)
+    if now is None:  # the store does not say when its objects were written: nothing is known to be old
         return Leftovers()
-    oldest -= timedelta(seconds=min_age_s)
+    oldest = now - timedelta(seconds=min_age_s)
+    unheeded = now - timedelta(seconds=max(min_age_s, _HOUSE_AGE_S))
     objects = {info.key: info for info in store.list(layout.root)}
-    orphaned = {key for key in objects if key.startswith((layout.probes, layout.pins))}
+    house = (layout.probes, layout.pins)
+    orphaned = {key for key, info in objects.items() if key.startswith(house) and _is_old(info, unheeded)}
     for intent in (key for key in objects if key.startswith(layout.intents)):
         attempt = _attempt_of(layout, intent)
         if attempt is None or (attempt >= catalogue.attempt and not catalogue.finished):

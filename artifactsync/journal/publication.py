@@ -201,7 +201,6 @@ class Publisher:
         intents: list[str] = []
         while True:
             self._place([file for file in files if file.path not in entries], entries, intents)
-            self._verify(list(entries.values()))
             try:
                 checkpoint = self._attempt.commit(
                     name=label.name,
@@ -218,9 +217,17 @@ class Publisher:
         return checkpoint
 
     def _place(self, files: Sequence[LocalFile], entries: dict[str, CheckpointFile], intents: list[str]) -> None:
-        """Have the bytes of each file on the remote, sent now or committed before, and enter where they lie."""
+        """Have the bytes of each file on the remote, sent now or committed before, and enter where they lie.
+
+        What was committed before is looked for, and not verified once more: a prune may be deleting it, and then its
+        record is met when this checkpoint is committed.
+        """
+        catalogue = self._attempt.catalogue
         published = {
-            (file.sha256, file.size): file.key for c in self._attempt.catalogue.checkpoints for file in c.files
+            (file.sha256, file.size): file.key
+            for checkpoint in catalogue.checkpoints
+            for file in checkpoint.files
+            if file.key not in catalogue.retired_keys
         }
         fresh: list[tuple[LocalFile, str]] = []
         for file in files:
@@ -241,6 +248,7 @@ class Publisher:
                     url=f"{self._store.url}/{key}",
                 )
             entries[file.path] = CheckpointFile(path=file.path, key=key, size=sent.size_bytes, sha256=sent.sha256)
+        self._verify([entries[file.path] for file, _ in fresh])
 
     def _find_published(self, file: LocalFile, published: Mapping[tuple[str, int], str]) -> CheckpointFile | None:
         """Where the very bytes of a file lie already, committed; None if nowhere."""
@@ -291,7 +299,7 @@ class Publisher:
             if size != entry.size:
                 raise MissingBytesError(f"{entry.key} has {size} bytes on the remote instead of {entry.size}", url=url)
 
-        with ThreadPoolExecutor(min(16, len(entries)), thread_name_prefix="artifactsync-verify") as pool:
+        with ThreadPoolExecutor(max(1, min(16, len(entries))), thread_name_prefix="artifactsync-verify") as pool:
             list(pool.map(check, entries))
 
     def _advise(self, checkpoint: Checkpoint, intents: Sequence[str]) -> None:

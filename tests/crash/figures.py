@@ -17,6 +17,11 @@ def scaled(count: int) -> int:
     return max(1, round(count * _SCALE))
 
 
+def stride() -> int:
+    """Every so-manyth of the points that a long form enumerates; 1 unless it was asked for less."""
+    return max(1, round(1 / _SCALE))
+
+
 class Tally:
     """Counts from any thread; every problem has a kind, which is a figure, and a sentence, which says where."""
 

@@ -59,11 +59,8 @@ def _inspect(store: Store, acknowledged: Collection[int], before: Mapping[str, s
     catalogue = run.catalogue()
     for checkpoint in catalogue.checkpoints:
         for file in checkpoint.files:
-            try:
-                is_whole = store.get(file.key) == bytes_of(file.path, attempt=checkpoint.attempt)
-            except ObjectNotFoundError:
-                is_whole = False
-            if not is_whole:
+            whole = hashlib.sha256(bytes_of(file.path, attempt=checkpoint.attempt)).hexdigest()
+            if _sha256_of(store, file.key) != whole:
                 found.append(("partial", f"{checkpoint.name} of attempt {checkpoint.attempt}: {file.key}"))
         if len(checkpoint.files) != 3:
             found.append(("partial", f"{checkpoint.name} has the files {checkpoint.files}"))
@@ -73,15 +70,19 @@ def _inspect(store: Store, acknowledged: Collection[int], before: Mapping[str, s
     if run.latest() != newest:
         found.append(("unresumable", f"latest() is {run.latest()}, the journal says {newest}"))
     for key, sha256 in before.items():
-        try:
-            is_same = hashlib.sha256(store.get(key)).hexdigest() == sha256
-        except ObjectNotFoundError:
-            is_same = key in catalogue.retired_keys
-        if not is_same:
+        now = _sha256_of(store, key)
+        if now != sha256 and not (now is None and key in catalogue.retired_keys):
             found.append(("changed", key))
     known = {checkpoint.seq for checkpoint in (*catalogue.checkpoints, *catalogue.retired)}
     found += [("lost", f"commit {seq} was acknowledged") for seq in acknowledged if seq not in known]
     return found + _inspect_artifacts(run, store)
+
+
+def _sha256_of(store: Store, key: str) -> str | None:
+    try:
+        return hashlib.sha256(store.get(key)).hexdigest()
+    except ObjectNotFoundError:
+        return None
 
 
 def _inspect_artifacts(run: Run, store: Store) -> list[Problem]:
@@ -104,7 +105,7 @@ def inspect_resume(remote: Remote, folder: Path) -> list[Problem]:
     """Let a new attempt claim the run, resume, save and finish; whatever stops it is a problem."""
     began = time.monotonic()
     try:
-        with Run(NAME, remote=remote.url, storage_options=remote.storage_options, local_root=folder, patience=PATIENCE) as run:
+        with Run(NAME, remote=remote.open(), local_root=folder, patience=PATIENCE) as run:
             claimed_s = time.monotonic() - began
             step = resume_step(run)
             committed = save_step(run, step + 1)

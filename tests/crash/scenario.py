@@ -10,12 +10,14 @@ attempts that got mixed up are seen. ``config.json`` alone is always the same, s
 from __future__ import annotations
 
 import random
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync import Run
 from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.stores import open_store
+from artifactsync.stores.prefix import PrefixStore
 from artifactsync.transfer.patience import Patience
 
 if TYPE_CHECKING:
@@ -41,7 +43,25 @@ class Remote:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self, retry: RetryPolicy | None = None) -> Store:
-        return open_store(self.url, self.storage_options, retry=retry)
+        """A view of its own; the connections below it are this process's and stay open: opening them costs 0.2 s."""
+        scheme, separator, path = self.url.partition("://")
+        if not separator or scheme == "memory":
+            return open_store(self.url, retry=retry)
+        bucket, _, prefix = path.partition("/")
+        which = (scheme, bucket, tuple(sorted(self.storage_options.items())), retry)
+        with _lock:
+            if which not in _connections:
+                _connections[which] = open_store(f"{scheme}://{bucket}", self.storage_options, retry=retry)
+            return _View(_connections[which], prefix)
+
+
+class _View(PrefixStore):
+    def close(self) -> None:
+        """The connections stay."""
+
+
+_connections: dict[Any, Store] = {}
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -86,12 +106,15 @@ def write(run: Run, path: str, data: bytes) -> Path:
     return file
 
 
-def append(run: Run, path: str, data: bytes) -> Path:
-    file = run.local_dir / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab") as log:
-        log.write(data)
-    return file
+def push_log(run: Run, half: int) -> None:
+    """Let a log grow by its first (0) or second (1) half, and push it."""
+    path = f"logs/a{run.attempt}.txt"
+    log = bytes_of(path, attempt=run.attempt)
+    middle = len(log) // 2
+    file = write(run, path, b"") if half == 0 else run.local_dir / path
+    with file.open("ab") as growing:
+        growing.write(log[middle:] if half else log[:middle])
+    run.push(file, growing=True)
 
 
 def save_step(run: Run, step: int) -> Checkpoint:
@@ -120,10 +143,8 @@ def save(stage: Stage) -> None:
 def upload(stage: Stage) -> None:
     """Push files and a log that grows."""
     with stage.run() as run:
-        path = f"logs/a{run.attempt}.txt"
-        log = bytes_of(path, attempt=run.attempt)
         for part in (0, 1):
-            run.push(append(run, path, log[len(log) // 2 * part :][: len(log) // 2]), growing=True)
+            push_log(run, part)
             trace = f"traces/a{run.attempt}-{part}.bin"
             run.push(write(run, trace, bytes_of(trace, attempt=run.attempt)))
             run.wait(_WAIT_S)
@@ -147,8 +168,8 @@ def life(stage: Stage) -> None:
     with stage.run() as run:
         for step in (1, 2, 3):
             stage.committed(save_step(run, step))
-            run.push(write(run, f"logs/a{run.attempt}.txt", bytes_of("logs", attempt=run.attempt)[: 100 * step]))
-            run.wait(_WAIT_S)
+            if step < 3:
+                push_log(run, step - 1)
         run.prune(KEEP)
     with stage.again("elsewhere") as run:
         stage.committed(save_step(run, resume_step(run) + 1))

@@ -6,35 +6,32 @@ import itertools
 import random
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from artifactsync import Run
-from tests.crash.figures import Tally, scaled
+from tests.crash.figures import Tally, scaled, stride
 from tests.crash.inspection import KINDS, Problem, inspect, inspect_pulled, inspect_resume, read_committed
+from tests.crash.lanes import in_lanes
 from tests.crash.remotes import Remotes
-from tests.crash.scenario import KEEP, NAME, PATIENCE, Remote, append, bytes_of, save_step, write
+from tests.crash.scenario import KEEP, NAME, PATIENCE, Remote, bytes_of, save_step, write
 from tests.crash.victim import Part, Point, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 BACKENDS = ("local", "s3", "gcs")
 COMMITS_BEFORE = {"save": 1, "upload": 1, "prune": 4, "pull": 2}
 """The scenarios, and how many checkpoints their run has before."""
 
-_LANES = 3  # points at a time: most of a point is waiting
 _CHAIN = 6  # seeded points on one run, each of the leftovers of those before
 
 
 def begin(remote: Remote, folder: Path, *, commits: int) -> None:
     """A run with a finished attempt, checkpoints and artifacts."""
-    with Run(
-        NAME, remote=remote.url, storage_options=remote.storage_options, local_root=folder, patience=PATIENCE
-    ) as run:
+    with Run(NAME, remote=remote.open(), local_root=folder, patience=PATIENCE) as run:
         for step in range(1, commits + 1):
             save_step(run, step)
         for path in ("logs/a1.txt", "traces/a1-0.bin"):
@@ -110,7 +107,7 @@ class Range:
         """The next prune deletes what this one left: no byte that only retired checkpoints had stays for ever."""
         store = remote.open()
         run = Run(NAME, remote=store, read_only=True)
-        before = {k: v for k, v in read_committed(remote).items()}
+        before = read_committed(remote)
         run.prune(KEEP)
         catalogue = run.catalogue()
         there = {info.key for info in store.list(f"{NAME}/")}
@@ -127,7 +124,7 @@ class Range:
             assert not victim.end()
         calls = victim.ending().calls
         points = [Point(when, number) for number in range(1, calls + 1) for when in ("before", "after")]
-        chosen = points[:: stride] if stride > 1 else points
+        chosen = points[::stride]
         shared = self.fresh_run(scenario) if scenario == "pull" else None
 
         def one(point: Point) -> None:
@@ -170,35 +167,45 @@ class Range:
         in_lanes(chain, chains())
 
 
-def in_lanes(call: Callable[..., None], items: Iterable[object]) -> None:
-    """Call for each item, a few at a time; items are drawn as they are needed."""
-    iterator = iter(items)
-    lock = threading.Lock()
-    failed = threading.Event()
-
-    def lane() -> None:
-        while not failed.is_set():
-            with lock:
-                item = next(iterator, iterator)
-            if item is iterator:
-                return
-            try:
-                call(item)
-            except BaseException:
-                failed.set()
-                raise
-
-    with ThreadPoolExecutor(_LANES) as pool:
-        for future in [pool.submit(lane) for _ in range(_LANES)]:
-            future.result()
+def test_the_judge_sees_damage(tmp_path: Path) -> None:
+    remote = Remote(str(tmp_path / "remote"))
+    begin(remote, tmp_path / "runs", commits=2)
+    before = read_committed(remote)
+    assert not inspect(remote, acknowledged=[2, 3], before=before)
+    assert {kind for kind, _ in inspect(remote, acknowledged=[9], before=before)} == {"lost"}
+    for path, damage, kinds in (
+        ("checkpoints/ep0-ba1-optim.pt", lambda file: file.write_bytes(b"x" * file.stat().st_size), "partial changed"),
+        ("checkpoints/ep0-ba2-rank0.pt", lambda file: file.unlink(), "partial changed"),
+        ("checkpoints/ep0-ba3-rank0.pt", lambda file: file.write_bytes(b"half"), "half artifacts"),
+        ("traces/a1-0.bin", lambda file: file.write_bytes(b"half"), "half artifacts"),
+        ("logs/a1.txt", lambda file: file.write_bytes(b"half"), "half artifacts"),
+    ):
+        file = tmp_path / "remote" / NAME / path
+        whole = file.read_bytes() if file.exists() else None
+        damage(file)
+        assert {kind for kind, _ in inspect(remote, before=before)} == set(
+            [kinds] if kinds == "half artifacts" else kinds.split()
+        )
+        file.unlink(missing_ok=True)
+        if whole is not None:
+            file.write_bytes(whole)
+    assert not inspect(remote, before=before)
+    pulled = tmp_path / "pulled"
+    (pulled / "checkpoints").mkdir(parents=True)
+    (pulled / "checkpoints/ep0-ba2-rank0.pt").write_bytes(b"half")
+    (pulled / "checkpoints/.artifactsync-part").write_bytes(b"half")
+    assert [kind for kind, _ in inspect_pulled(pulled, attempt=1, is_whole=True)] == ["partial"] * 2
+    assert [kind for kind, _ in inspect_pulled(pulled, attempt=1, is_whole=False)] == ["partial"]
+    (tmp_path / "remote" / NAME / ".artifactsync/journal/00000000000000000002.json").unlink()
+    assert [kind for kind, _ in inspect_resume(remote, tmp_path / "next")] == ["unresumable"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_here_and_there(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place = Range(Remotes(backend, request, tmp_path), tmp_path)
     for scenario in COMMITS_BEFORE:
-        place.at_every_call(scenario, stride={"local": 9}.get(backend, 41))
-    place.at_random(6, seed=1)
+        place.at_every_call(scenario, stride=31 if backend == "local" else 97)
+    place.at_random(3, seed=1)
     place.tally.report(f"kill points, {backend}", "seeded", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))
 
 
@@ -207,6 +214,6 @@ def test_killed_here_and_there(backend: str, request: pytest.FixtureRequest, tmp
 def test_killed_anywhere(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place = Range(Remotes(backend, request, tmp_path), tmp_path)
     for scenario in COMMITS_BEFORE:
-        place.at_every_call(scenario, stride=scaled(10**6) and max(1, round(1 / (scaled(1000) / 1000))))
+        place.at_every_call(scenario, stride=stride())
     place.at_random(scaled(500), seed=2)
     place.tally.report(f"kill points, {backend}", "seeded", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
+    from typing_extensions import Self
+
     from artifactsync.journal.catalogue import Checkpoint
     from artifactsync.stores.protocol import Store
     from artifactsync.testing import Call
@@ -106,7 +108,7 @@ class Victim:
         self.process.start()
         theirs.close()
 
-    def __enter__(self) -> Victim:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

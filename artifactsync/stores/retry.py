@@ -138,6 +138,10 @@ class RetryStore:
         """See ``Store.copy``."""
         return self._retry(lambda: self.store.copy(source, target))
 
+    def call(self, request: Callable[[], _Result]) -> _Result:
+        """Send an idempotent request that ``Store`` has no word for, as patiently as the others."""
+        return self._retry(request)
+
     def close(self) -> None:
         """End pauses and close the store within."""
         self._closed.set()

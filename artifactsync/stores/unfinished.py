@@ -9,10 +9,12 @@ Owns: the words, and the way through adapters to the store that knows. Does not 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from artifactsync.stores.retry import RetryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from artifactsync.stores.protocol import Store
@@ -43,23 +45,32 @@ class HasUnfinished(Protocol):
 
 def list_unfinished(store: Store, prefix: str = "") -> list[UnfinishedUpload]:
     """The unfinished uploads below ``prefix``; none if the store has no such thing."""
-    inner, root = _innermost(store)
+    inner, root, call = _innermost(store)
     if not isinstance(inner, HasUnfinished):
         return []
-    return [replace(found, key=found.key[len(root) :]) for found in inner.unfinished_uploads(root + prefix)]
+    has_unfinished = inner
+    uploads = call(lambda: list(has_unfinished.unfinished_uploads(root + prefix)))
+    return [replace(found, key=found.key[len(root) :]) for found in uploads]
 
 
 def abort_unfinished(store: Store, upload: UnfinishedUpload) -> None:
     """Give up an upload that :func:`list_unfinished` found on the same store."""
-    inner, root = _innermost(store)
+    inner, root, call = _innermost(store)
     if isinstance(inner, HasUnfinished):
-        inner.abort_upload(replace(upload, key=root + upload.key))
+        has_unfinished = inner
+        call(lambda: has_unfinished.abort_upload(replace(upload, key=root + upload.key)))
 
 
-def _innermost(store: Store) -> tuple[object, str]:
-    """The store below all adapters, and the prefix that they add to keys."""
-    inner, root = store, ""
+def _innermost(store: Store) -> tuple[object, str, Callable[[Callable[[], Any]], Any]]:
+    """The store below all adapters, the prefix that they add to keys, and how patiently to ask it."""
+    inner: Any = store
+    root, call = "", _once
     while (below := getattr(inner, "store", None) or getattr(inner, "_store", None)) is not None:
         root = getattr(inner, "prefix", "") + root
+        call = inner.call if isinstance(inner, RetryStore) else call
         inner = below
-    return inner, root
+    return inner, root, call
+
+
+def _once(request: Callable[[], Any]) -> Any:
+    return request()

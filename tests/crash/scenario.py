@@ -163,6 +163,17 @@ def pull(stage: Stage) -> None:
     Run(NAME, remote=stage.store, read_only=True).pull(stage.folder / "pulled")
 
 
+def career(stage: Stage) -> None:
+    """What one writer does: resume, save, push, prune, save, finish."""
+    with stage.run() as run:
+        step = resume_step(run)
+        stage.committed(save_step(run, step + 1))
+        push_log(run, 0)
+        run.prune(KEEP)
+        push_log(run, 1)
+        stage.committed(save_step(run, step + 2))
+
+
 def life(stage: Stage) -> None:
     """All of it: claim, save, push, prune, finish, a second attempt, pull."""
     with stage.run() as run:
@@ -182,5 +193,6 @@ SCENARIOS: dict[str, Callable[[Stage], None]] = {
     "upload": upload,
     "prune": prune,
     "pull": pull,
+    "career": career,
     "life": life,
 }

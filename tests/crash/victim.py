@@ -161,8 +161,8 @@ class Victim:
 
 def _play(part: Part, ready: Connection) -> None:
     """The body of the process."""
-    if hasattr(signal, "SIGSTOP"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the observer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the observer
+    os.dup2(os.open(part.folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)  # the observer's terminal shows figures
     lines = _LineCounter(part.point)
     actor = _Actor(part.point)
     commits = os.open(part.folder / "commits", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, CredentialsError
+from artifactsync.stores.foreign_logs import BOTOCORE, hide_secrets
 from artifactsync.stores.object_errors import from_botocore
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def read_s3_settings(storage_options: Mapping[str, Any], *, environ: Mapping[str
         ConfigurationError: an unknown or wrong option, or an unknown profile.
     """
     options = _flat_options(storage_options)
+    hide_secrets(BOTOCORE)
     try:
         import boto3  # noqa: PLC0415 loads the cloud library
         import botocore.exceptions  # noqa: PLC0415
@@ -217,7 +219,13 @@ def _configured_endpoint(session: Any, environ: Mapping[str, str]) -> str | None
 def _check_endpoint(endpoint_url: str | None) -> None:
     if endpoint_url and not endpoint_url.lower().startswith(("http://", "https://")):
         raise ConfigurationError(
-            f"the endpoint {endpoint_url!r} is no http:// or https:// URL", hint=f"write https://{endpoint_url}"
+            f"the endpoint {endpoint_url.rpartition('@')[2]!r} is no http:// or https:// URL",
+            hint=f"write https://{endpoint_url.rpartition('@')[2]}",
+        )
+    if endpoint_url and "@" in endpoint_url.partition("?")[0]:
+        raise ConfigurationError(
+            f"the endpoint {endpoint_url} holds credentials, which are not read from URLs",
+            hint="use the environment, a profile, or key and secret in storage_options",
         )
 
 

@@ -26,10 +26,12 @@ from artifactsync.errors import (
     UnfencedStoreError,
     redact_url,
 )
+from artifactsync.stores.foreign_logs import FSSPEC, hide_secrets
 from artifactsync.stores.generic_errors import translated
 from artifactsync.stores.generic_writers import RenameWriter, writer_for
 from artifactsync.stores.keys import split_key
 from artifactsync.stores.local import TEMPORARY_PREFIX
+from artifactsync.stores.object_errors import printable_cause
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
 
 if TYPE_CHECKING:
@@ -181,22 +183,25 @@ class GenericStore:
             yield
         except ArtifactSyncError:
             raise
-        except Exception as error:
-            raise translated(error, url=f"{self.url}/{key}", is_create=is_create) from error
+        except Exception as error:  # noqa: BLE001 - every kind that a filesystem may raise
+            raise translated(error, url=f"{self.url}/{key}", is_create=is_create) from printable_cause(error)
 
 
 def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     """The filesystem of a URL, and the path in it."""
     shown = redact_url(url)
+    hide_secrets(FSSPEC)
     try:
         fs, path = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
     except ImportError as error:
         raise MissingPackageError(f"{shown} needs another package: {error}", hint=f"{error}", url=url) from error
     except (ValueError, TypeError) as error:
         hint = "check the URL and the storage options; python -c 'import fsspec; print(fsspec.available_protocols())'"
-        raise ConfigurationError(f"no filesystem opens {shown}: {error}", hint=hint, url=url) from error
-    except Exception as error:  # some connect at once
-        raise translated(error, url=shown) from error
+        raise ConfigurationError(f"no filesystem opens {shown}: {error}", hint=hint, url=url) from printable_cause(
+            error
+        )
+    except Exception as error:  # noqa: BLE001 - some connect at once
+        raise translated(error, url=shown) from printable_cause(error)
     if isinstance(fs, DirFileSystem) and path == fs.path:
         path = ""  # fsspec gives the folder of dir::… twice
     return fs, path

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import ConfigurationError, MissingPackageError
+from artifactsync.errors import ConfigurationError, MissingPackageError, redact
 from artifactsync.stores.limit import LimitStore
 from artifactsync.stores.local import LocalStore
 from artifactsync.stores.prefix import PrefixStore
@@ -79,7 +79,7 @@ def _open(text: str, scheme: str, rest: str, options: dict[str, Any]) -> tuple[S
         if scheme in _AZURE:
             from artifactsync.stores.azure import azure_store  # noqa: PLC0415 loads obstore
 
-            name, prefix = _split(text, rest)
+            name, prefix = _split(text, rest, names_account=True)
             return azure_store(name, options), prefix
         if scheme in _GCS:
             from artifactsync.stores.gcs import GcsStore  # noqa: PLC0415 loads google-cloud-storage
@@ -111,26 +111,28 @@ def _local_path(text: str, rest: str) -> str:
     if rest == text:
         return rest
     host, slash, path = rest.partition("/")
+    shown = rest.rpartition("@")[2]
     if host not in {"", "localhost"} or not slash:
         raise ConfigurationError(
-            f"{text} names the host {host!r}, but file:// reaches only this machine",
-            hint=f"write file:///{rest} for an absolute path, or {rest} alone for one relative to this folder",
+            f"{text} names the host {shown.partition('/')[0]!r}, but file:// reaches only this machine",
+            hint=f"write file:///{shown} for an absolute path, or {shown} alone for one relative to this folder",
             url=text,
         )
     return "/" + path
 
 
-def _split(text: str, rest: str, *, needs_name: bool = True) -> tuple[str, str]:
-    """Split bucket (or container) and prefix."""
+def _split(text: str, rest: str, *, needs_name: bool = True, names_account: bool = False) -> tuple[str, str]:
+    """Split bucket (or container, with ``@`` and the account behind it) and prefix."""
     name, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
     if needs_name and not name:
         raise ConfigurationError(f"{text} names no bucket", hint="write scheme://bucket/prefix", url=text)
-    if ":" in name.partition("@")[0] and "@" in name:
+    # No bucket has a colon in its name: what looks like one is a key with its secret, which may have slashes in it.
+    query = "?" + rest.partition("?")[2]
+    if ":" in name or ("@" in name and not names_account) or redact(query) != query:
         raise ConfigurationError(
-            f"{text} holds credentials, which are not read from URLs",
+            f"{redact(text.partition('?')[0])} holds credentials, which are not read from URLs",
             hint="use the environment, a profile or storage_options",
-            url=text,
         )
     parts = prefix.split("/") if prefix else []
     if any(part in {"", ".", ".."} for part in parts):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from artifactsync.errors import ConfigurationError
+from artifactsync.stores.foreign_logs import BOTOCORE, hide_secrets
 from artifactsync.stores.object import CONNECT_TIMEOUT_S, SHORT_TIMEOUT_S, Lanes, open_lanes
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def open_s3_lanes(bucket: str, settings: S3Settings, credentials: SessionCredent
         config["unsigned_payload"] = True
     if settings.anon:
         config["skip_signature"] = True
-    config["virtual_hosted_style_request"] = _is_virtual(bucket, settings)
+    config["virtual_hosted_style_request"] = is_virtual(bucket, settings)
     client: dict[str, Any] = {"allow_http": settings.is_http}
     if settings.ca_bundle:
         client["root_certificate"] = _read_certificates(settings.ca_bundle)
@@ -51,7 +52,7 @@ def open_s3_lanes(bucket: str, settings: S3Settings, credentials: SessionCredent
     return open_lanes(open_one, client)
 
 
-def _is_virtual(bucket: str, settings: S3Settings) -> bool:
+def is_virtual(bucket: str, settings: S3Settings) -> bool:
     """Whether the bucket goes into the host name. A dot in it would break the certificate's wildcard."""
     if settings.addressing_style == "auto":
         return settings.endpoint_url is None and "." not in bucket
@@ -72,6 +73,7 @@ def open_boto_client(settings: S3Settings) -> Any:
     from botocore import UNSIGNED  # noqa: PLC0415 loads the cloud library
     from botocore.config import Config  # noqa: PLC0415
 
+    hide_secrets(BOTOCORE)
     style = settings.addressing_style
     if style == "auto" and settings.endpoint_url:
         style = "path"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from artifactsync.checkpoint import Resumed
     from artifactsync.loggers import ConsoleLogger, FileLogger
     from artifactsync.naming import format_name, generate_run_name
-    from artifactsync.run import Checkpoint, PendingCheckpoint, Run, list_runs
+    from artifactsync.run import Checkpoint, PendingCheckpoint, RetentionPolicy, Run, list_runs
     from artifactsync.training import Callback, CheckpointSaver, Event, State, Time, Timestamp, Trainer
     from artifactsync.transfer.remote_uploader_downloader import ObjectStoreLogger, RemoteUploaderDownloader
     from artifactsync.transfer.upload import Upload, UploadStatus
@@ -32,6 +32,7 @@ __all__ = [
     "PendingCheckpoint",
     "RemoteUploaderDownloader",
     "Resumed",
+    "RetentionPolicy",
     "Run",
     "State",
     "Time",
@@ -56,6 +57,7 @@ _HOMES = {
     "PendingCheckpoint": "run",
     "RemoteUploaderDownloader": "transfer.remote_uploader_downloader",
     "Resumed": "checkpoint",
+    "RetentionPolicy": "run",
     "Run": "run",
     "State": "training",
     "Time": "training",

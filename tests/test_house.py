@@ -35,6 +35,7 @@ PUBLIC = {
     "PendingCheckpoint",
     "RemoteUploaderDownloader",
     "Resumed",
+    "RetentionPolicy",
     "Run",
     "State",
     "Time",

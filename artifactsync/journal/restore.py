@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError, MissingBytesError
 from artifactsync.journal.contents import read_contents
-from artifactsync.journal.tails import LogStore
 from artifactsync.journal.pins import PinKeeper
+from artifactsync.journal.tails import LogStore
 from artifactsync.naming.layout import is_safe
 from artifactsync.transfer.pull import PullItem, pull_files
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from artifactsync.journal.catalogue import Catalogue, Checkpoint
     from artifactsync.journal.contents import Artifact, Contents
-    from artifactsync.naming.layout import RunLayout
     from artifactsync.journal.log import JournalLog
+    from artifactsync.naming.layout import RunLayout
     from artifactsync.stores.protocol import Store
     from artifactsync.transfer.tail import Segment
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from artifactsync.journal.attempt import FinishState
-    from artifactsync.run import Pushed
+    from artifactsync.run import Pushed, RetentionPolicy
 
 _NO_BATCH = object()
 
@@ -71,6 +71,8 @@ class Trainer:
         save_filename: Template of a checkpoint's file.
         save_interval: How often to save: a time, or ``function(state, event) -> bool``.
         save_num_checkpoints_to_keep: Local files kept; -1 keeps all.
+        save_retention: Which checkpoints are kept on the remote, applied behind the training loop after each commit;
+            None keeps all.
         save_overwrite: Start a run anew that has checkpoints (theirs stay: a later attempt's win).
         autoresume: Continue the run of this name if it has a checkpoint, anywhere.
         load_path: Start from this checkpoint file, local or remote, if there is nothing to resume.
@@ -113,6 +115,7 @@ class Trainer:
         save_filename: str = "ep{epoch}-ba{batch}-rank{rank}.pt",
         save_interval: Any = "1ep",
         save_num_checkpoints_to_keep: int = -1,
+        save_retention: RetentionPolicy | None = None,
         save_overwrite: bool = False,
         autoresume: bool = False,
         load_path: str | os.PathLike[str] | None = None,
@@ -175,7 +178,7 @@ class Trainer:
             storage_options=storage_options,
             uploaders=self._uploaders,
             may_continue=autoresume or save_overwrite,
-            options=run_options or {},
+            options={"retention": save_retention, **(run_options or {})},
         )
         """The run: its checkpoints, its remote, its status. Local only if there is no remote."""
         self.logger = Logger(destinations)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Command
 
-COMMANDS = ("ls", "pull", "push", "status", "verify")
+COMMANDS = ("ls", "pull", "push", "status", "verify", "prune", "cp", "rm")
 HEAVY = {"torch", "numpy", "boto3", "botocore", "google", "obstore", "rich", "fsspec", "asyncio"}
 
 

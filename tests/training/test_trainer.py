@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from artifactsync import Callback, CheckpointSaver, Event, RemoteUploaderDownloader, Run, Trainer
+from artifactsync import Callback, CheckpointSaver, Event, RemoteUploaderDownloader, RetentionPolicy, Run, Trainer
 from artifactsync.errors import ConfigurationError, NotDurableError, ObjectNotFoundError, RunNameError
 from artifactsync.training.batch import split
 from tests.training.digits import Digits, accuracy
@@ -184,6 +184,18 @@ def test_local_files_are_kept_as_asked(tmp_path):
     local = sorted(path.name for path in (tmp_path / "a" / "r" / "checkpoints").iterdir())
     assert local == ["ep4-ba16-rank0.pt", "ep5-ba20-rank0.pt", "latest-rank0.pt"]
     assert len(Run("r", remote=tmp_path / "remote", read_only=True).checkpoints()) == 5
+
+
+def test_the_remote_keeps_what_the_policy_keeps(tmp_path):
+    policy = RetentionPolicy(keep_last=1, keep_every=8)
+    with _trainer(tmp_path, max_duration="5ep", save_retention=policy) as trainer:
+        trainer.fit()
+    run = Run("r", remote=tmp_path / "remote", read_only=True)
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [8, 16, 20]
+    on_remote = sorted(path.name for path in (tmp_path / "remote" / "r" / "checkpoints").glob("*.pt"))
+    assert on_remote == ["ep2-ba8-rank0.pt", "ep4-ba16-rank0.pt", "ep5-ba20-rank0.pt"]
+    assert len(list((tmp_path / "a" / "r" / "checkpoints").glob("ep*.pt"))) == 5
+    assert run.verify(deep=True).ok
 
 
 def test_without_a_remote_it_saves_and_resumes_locally(tmp_path):

@@ -36,7 +36,8 @@ class CheckpointSaver(Callback):
         filename: Template of the file in it.
         save_interval: ``"1ep"``, ``"100ba"``, ``"10min"`` …, or ``function(state, event) -> bool``.
         num_checkpoints_to_keep: Local files kept of those that are committed; -1 keeps all. The newest file is never
-            removed by it while the run goes on. The remote keeps all (see ``artifactsync prune``).
+            removed by it while the run goes on. What the remote keeps is ``retention`` of ``Run``, and
+            ``artifactsync prune``.
 
     Raises:
         ConfigurationError: the interval or the number makes no sense.

@@ -27,10 +27,11 @@ from artifactsync.errors import (
     RunNotFoundError,
     WaitTimeoutError,
 )
-from artifactsync.journal.catalogue import Catalogue, Checkpoint
+from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile
 from artifactsync.journal.contents import Artifact, Contents, read_contents
 from artifactsync.journal.copying import CopyReport, copy_run
 from artifactsync.journal.heartbeat import Heart
+from artifactsync.journal.local_checkpoints import LocalCheckpoint, resumable_locals, write_local_record
 from artifactsync.journal.log import JournalLog, read_catalogue
 from artifactsync.journal.opening import begin_attempt
 from artifactsync.journal.orphans import MIN_AGE_S
@@ -384,6 +385,51 @@ class Run:
         pending = publisher.submit(prepare, label)
         self._local_step = max(step, self._local_step or 0)
         return pending
+
+    def record_local(
+        self,
+        files: Sequence[LocalFile],
+        *,
+        step: int,
+        name: str,
+        epoch: int,
+        batch: int,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Note that the files of a checkpoint are whole on this disk: a resume here may take it before it is committed.
+
+        Args:
+            files: With their hashes.
+            step: As for ``save_prepared``; likewise the rest.
+            name: ″
+            epoch: ″
+            batch: ″
+            metrics: ″
+        """
+        if self._attempt is None:
+            return
+        entries = tuple(
+            CheckpointFile(path=f.path, key=self._layout.artifact(f.path), size=f.size_bytes, sha256=f.sha256 or "")
+            for f in files
+        )
+        checkpoint = Checkpoint(
+            name=name,
+            step=step,
+            epoch=epoch,
+            batch=batch,
+            attempt=self._attempt.number,
+            metrics=metrics,
+            files=entries,
+            committed_at="",
+            seq=0,
+        )
+        write_local_record(self.local_dir, checkpoint, claim_id=self._attempt.claim_id)
+
+    def local_checkpoints(self) -> list[LocalCheckpoint]:
+        """Checkpoints on this disk that are newer than every commit, of this very run; newest first, not verified."""
+        if self._attempt is None:
+            return []
+        return resumable_locals(self.local_dir, self.catalogue(), run_name=self.name)
 
     def push(
         self, path: str | os.PathLike[str], remote_file_name: str | None = None, *, growing: bool = False

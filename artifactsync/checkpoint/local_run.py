@@ -28,6 +28,7 @@ from artifactsync.transfer.hashing import hash_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from artifactsync.journal.local_checkpoints import LocalCheckpoint
     from artifactsync.run import LocalFile
 
 
@@ -100,6 +101,13 @@ class LocalRun:
         self._threads = [other for other in self._threads if other.is_alive()] + [thread]
         thread.start()
         return PendingCheckpoint(label, future)
+
+    def record_local(self, *_: Any, **__: Any) -> None:
+        """The list says it already."""
+
+    def local_checkpoints(self) -> list[LocalCheckpoint]:
+        """None beyond the list."""
+        return []
 
     def push(self, path: str | os.PathLike[str], **_: Any) -> None:
         """Nothing is mirrored without a remote."""

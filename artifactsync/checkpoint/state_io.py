@@ -16,7 +16,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.batch import rank
+from artifactsync.batch import rank, world_size
 from artifactsync.checkpoint.load import load_file, restore
 from artifactsync.checkpoint.snapshot import Snapshot, SnapshotBuffers, take_snapshot
 from artifactsync.checkpoint.write import WrittenFile, point_latest, write_snapshot
@@ -42,9 +42,12 @@ class Resumed:
     """What a resume found."""
 
     checkpoint: Checkpoint
-    """The committed checkpoint."""
+    """The checkpoint."""
     state: Any
     """What was saved in it, as plain containers and tensors. The objects given to ``resume`` are loaded already."""
+    publishing: PendingCheckpoint | None = None
+    """Set if it came from this disk, newer than every commit: it is being published now, and ``checkpoint`` has no
+    ``committed_at`` yet."""
 
     @property
     def step(self) -> int:
@@ -91,6 +94,16 @@ def save_state(
     link = local.with_name(format_name(LATEST_FILE, run_name=run.name, rank=rank()))
     saver = _saver_of(run)
 
+    def record(file: WrittenFile) -> None:
+        run.record_local(
+            [LocalFile(path=path, local=file.path, size_bytes=file.size_bytes, sha256=file.sha256)],
+            step=step,
+            name=name or f"ep{epoch}-ba{batch}",
+            epoch=epoch,
+            batch=batch,
+            metrics=metrics or {},
+        )
+
     def submit(written: Future[WrittenFile]) -> PendingCheckpoint:
         def prepare() -> Sequence[LocalFile]:
             file = written.result()
@@ -100,15 +113,16 @@ def save_state(
 
         return run.save_prepared(prepare, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics)
 
-    return saver.save(state, local, link, submit)
+    return saver.save(state, local, link, submit, record)
 
 
 def resume_state(
     run: Run | LocalRun, state: Any = None, *, map_location: Any = "cpu", strict: bool = True
 ) -> Resumed | None:
-    """Load the newest committed checkpoint of ``run``.
+    """Load the newest checkpoint of ``run``: the newest commit, or what an attempt left on this disk after it.
 
-    A checkpoint whose bytes are damaged is passed over with a warning, and the one before it is taken.
+    A checkpoint whose bytes are damaged is passed over with a warning, and the one before it is taken. One that is on
+    this disk alone is taken only if it continues what is committed (``journal.local_checkpoints``), and is published.
 
     Args:
         run: The run.
@@ -123,6 +137,8 @@ def resume_state(
         DamagedError: no checkpoint of the run is whole.
         ConfigurationError: the checkpoint does not fit ``state``.
     """
+    if (resumed := _resume_local(run, state, map_location=map_location, strict=strict)) is not None:
+        return resumed
     candidates = sorted(run.checkpoints(), key=lambda c: (c.attempt, c.step, c.seq), reverse=True)
     damage: DamagedError | None = None
     for checkpoint in candidates:
@@ -148,6 +164,39 @@ def resume_state(
     return None
 
 
+def _resume_local(run: Run | LocalRun, state: Any, *, map_location: Any, strict: bool) -> Resumed | None:
+    """Resume from a checkpoint on this disk that is newer than every commit; None if there is none."""
+    if world_size() > 1:  # each rank would choose by itself
+        return None
+    for local in run.local_checkpoints():
+        checkpoint = local.checkpoint
+        try:
+            files = local.verified_files(run.local_dir)
+            saved = load_file(_state_file(files, checkpoint), map_location=map_location)
+        except DamagedError as error:
+            warnings.warn(
+                f"local checkpoint {checkpoint.name!r} of run {run.name!r} is damaged and was passed over: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            continue
+        if state is not None:
+            restore(state, saved, strict=strict)
+        described = [
+            LocalFile(path=f.path, local=files[f.path], size_bytes=f.size, sha256=f.sha256) for f in checkpoint.files
+        ]
+        pending = run.save_prepared(
+            lambda described=described: described,  # type: ignore[misc]  # bound now, called later
+            step=checkpoint.step,
+            name=checkpoint.name,
+            epoch=checkpoint.epoch,
+            batch=checkpoint.batch,
+            metrics=checkpoint.metrics,
+        )
+        return Resumed(checkpoint=checkpoint, state=saved, publishing=pending)
+    return None
+
+
 class _StateSaver:
     """The buffers of one run, and the snapshot in flight."""
 
@@ -157,7 +206,12 @@ class _StateSaver:
         self._writing: Future[WrittenFile] | None = None
 
     def save(
-        self, state: Any, local: Path, link: Path, submit: Callable[[Future[WrittenFile]], PendingCheckpoint]
+        self,
+        state: Any,
+        local: Path,
+        link: Path,
+        submit: Callable[[Future[WrittenFile]], PendingCheckpoint],
+        record: Callable[[WrittenFile], None],
     ) -> PendingCheckpoint:
         with self._lock:
             if self._writing is not None:
@@ -168,11 +222,12 @@ class _StateSaver:
             pending = submit(written)
             self._writing = written
         # Not a daemon: an interpreter that ends waits until the file is whole.
-        thread = threading.Thread(target=_write, args=(snapshot, local, link, written), name="artifactsync-write")
+        arguments = (snapshot, local, link, written, record)
+        thread = threading.Thread(target=_write, args=arguments, name="artifactsync-write")
         try:
             thread.start()
         except RuntimeError:  # the interpreter is ending, or the system has no thread left
-            _write(snapshot, local, link, written)
+            _write(*arguments)
         return pending
 
     def wait(self) -> None:
@@ -181,9 +236,16 @@ class _StateSaver:
             wait([writing])
 
 
-def _write(snapshot: Snapshot, local: Path, link: Path, written: Future[WrittenFile]) -> None:
+def _write(
+    snapshot: Snapshot,
+    local: Path,
+    link: Path,
+    written: Future[WrittenFile],
+    record: Callable[[WrittenFile], None],
+) -> None:
     try:
         file = write_snapshot(snapshot, local)
+        record(file)
         point_latest(link, local)
     except BaseException as error:  # noqa: BLE001  (the pending checkpoint carries it)
         written.set_exception(error)

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
-_LANES = 3
+LANES = 3
 
 
-def in_lanes(call: Callable[[_Item], object], items: Iterable[_Item]) -> None:
+def in_lanes(call: Callable[[_Item], object], items: Iterable[_Item], *, lanes: int = LANES) -> None:
     """Call for each item, a few at a time; items are drawn as they are needed."""
     iterator = iter(items)
     lock = threading.Lock()
@@ -32,6 +32,6 @@ def in_lanes(call: Callable[[_Item], object], items: Iterable[_Item]) -> None:
                 failed.set()
                 raise
 
-    with ThreadPoolExecutor(_LANES) as pool:
-        for future in [pool.submit(lane) for _ in range(_LANES)]:
+    with ThreadPoolExecutor(lanes) as pool:
+        for future in [pool.submit(lane) for _ in range(lanes)]:
             future.result()

@@ -9,6 +9,7 @@ attempts that got mixed up are seen. ``config.json`` alone is always the same, s
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ KEEP = RetentionPolicy(keep_last=2)
 PATIENCE = Patience(base_delay_s=0.01, max_delay_s=0.1)
 _LOG_LINES = 40
 _WAIT_S = 90.0
+_SIZES_BYTES = {"rank0.pt": 30_000, "large.pt": 17 * 2**20, "": 90_000}  # a large one goes in parts everywhere
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Stage:
         return Run(NAME, remote=self.open(), local_root=self.folder / local, patience=PATIENCE, **options)
 
 
+@functools.lru_cache(maxsize=24)
 def bytes_of(path: str, *, attempt: int) -> bytes:
     """The bytes that ``attempt`` writes at ``path``."""
     if path.endswith("config.json"):
@@ -91,12 +94,13 @@ def bytes_of(path: str, *, attempt: int) -> bytes:
     if path.startswith("logs"):
         return b"".join(b"step %3d of attempt %d\n" % (n, attempt) for n in range(_LOG_LINES))
     draw = random.Random(f"{attempt}/{path}")
-    return draw.randbytes(30_000 if path.endswith("rank0.pt") else 90_000)
+    return draw.randbytes(next(size for end, size in _SIZES_BYTES.items() if path.endswith(end)))
 
 
-def paths_of(step: int) -> list[str]:
+def paths_of(step: int, *, is_large: bool = False) -> list[str]:
     """The files of the checkpoint at ``step``."""
-    return [f"checkpoints/ep0-ba{step}-{what}" for what in ("rank0.pt", "optim.pt", "config.json")]
+    second = "large.pt" if is_large else "optim.pt"
+    return [f"checkpoints/ep0-ba{step}-{what}" for what in ("rank0.pt", second, "config.json")]
 
 
 def write(run: Run, path: str, data: bytes) -> Path:
@@ -117,8 +121,9 @@ def push_log(run: Run, half: int) -> None:
     run.push(file, growing=True)
 
 
-def save_step(run: Run, step: int) -> Checkpoint:
-    files = [write(run, path, bytes_of(path, attempt=run.attempt)) for path in paths_of(step)]
+def save_step(run: Run, step: int, *, is_large: bool = False) -> Checkpoint:
+    paths = paths_of(step, is_large=is_large)
+    files = [write(run, path, bytes_of(path, attempt=run.attempt)) for path in paths]
     return run.save_files(files, step=step, metrics={"loss": 1 / step}).result(_WAIT_S)
 
 
@@ -138,6 +143,12 @@ def save(stage: Stage) -> None:
         step = resume_step(run)
         for next_step in (step + 1, step + 2):
             stage.committed(save_step(run, next_step))
+
+
+def save_large(stage: Stage) -> None:
+    """Resume, and save files that go in parts."""
+    with stage.run() as run:
+        stage.committed(save_step(run, resume_step(run) + 1, is_large=True))
 
 
 def upload(stage: Stage) -> None:
@@ -190,6 +201,7 @@ def life(stage: Stage) -> None:
 
 SCENARIOS: dict[str, Callable[[Stage], None]] = {
     "save": save,
+    "save large": save_large,
     "upload": upload,
     "prune": prune,
     "pull": pull,

@@ -13,13 +13,13 @@ import pytest
 from artifactsync import Run
 from tests.crash.figures import Tally, scaled, stride
 from tests.crash.inspection import KINDS, Problem, inspect, inspect_pulled, inspect_resume, read_committed
-from tests.crash.lanes import in_lanes
+from tests.crash.lanes import LANES, in_lanes
 from tests.crash.remotes import Remotes
 from tests.crash.scenario import KEEP, NAME, PATIENCE, Remote, bytes_of, save_step, write
 from tests.crash.victim import Part, Point, Victim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 BACKENDS = ("local", "s3", "gcs")
@@ -29,11 +29,11 @@ COMMITS_BEFORE = {"save": 1, "upload": 1, "prune": 4, "pull": 2}
 _CHAIN = 6  # seeded points on one run, each of the leftovers of those before
 
 
-def begin(remote: Remote, folder: Path, *, commits: int) -> None:
+def begin(remote: Remote, folder: Path, *, commits: int, is_large: bool = False) -> None:
     """A run with a finished attempt, checkpoints and artifacts."""
     with Run(NAME, remote=remote.open(), local_root=folder, patience=PATIENCE) as run:
         for step in range(1, commits + 1):
-            save_step(run, step)
+            save_step(run, step, is_large=is_large)
         for path in ("logs/a1.txt", "traces/a1-0.bin"):
             run.push(write(run, path, bytes_of(path, attempt=1)))
 
@@ -134,19 +134,29 @@ class Range:
 
         in_lanes(one, chosen)
 
-    def at_random(self, count: int, *, seed: int) -> None:
-        """Kill at seeded places, half of them at a line of our code, half at a moment; until so many have died."""
-        lines, seconds = {}, {}
+    def measure(self) -> dict[str, tuple[int, float]]:
+        """Lines and seconds of each scenario, undisturbed."""
+        found = {}
         for scenario in COMMITS_BEFORE:
-            for counts_lines in (True, False):
-                with Victim(
-                    Part(scenario, self.fresh_run(scenario), self.fresh_folder(), counts_lines=counts_lines)
-                ) as victim:
-                    victim.wait_until_it_plays()
-                    began = time.monotonic()
-                    assert not victim.end()
-                    seconds[scenario] = time.monotonic() - began
-                lines[scenario] = max(lines.get(scenario, 0), victim.ending().lines)
+            with Victim(Part(scenario, self.fresh_run(scenario), self.fresh_folder(), counts_lines=True)) as victim:
+                assert not victim.end()
+            lines = victim.ending().lines
+            with Victim(Part(scenario, self.fresh_run(scenario), self.fresh_folder())) as victim:
+                victim.wait_until_it_plays()
+                began = time.monotonic()
+                assert not victim.end()
+                found[scenario] = (lines, time.monotonic() - began)
+        return found
+
+    def at_random(self, count: int, *, seed: int, within: Mapping[str, tuple[int, float]], lanes: int = LANES) -> None:
+        """Kill at seeded places, half of them at a line of our code, half at a moment; until so many have died.
+
+        Args:
+            count: How many.
+            seed: Of the places.
+            within: At which line and second of each scenario at the latest.
+            lanes: How many at a time.
+        """
 
         def chain(number: int) -> None:
             draw = random.Random(f"{seed}/{number}")
@@ -154,17 +164,39 @@ class Range:
             for _ in range(_CHAIN):
                 scenario = draw.choice(list(COMMITS_BEFORE))
                 at_line, share, resumes = draw.random() < 0.5, draw.random(), draw.random() < 0.4
-                point = Point("line", int(share * lines[scenario]) + 1) if at_line else share * seconds[scenario]
+                lines, seconds = within[scenario]
+                point = Point("line", int(share * lines) + 1) if at_line else share * seconds
                 if self.tally.counts["seeded"] < count:
                     self.kill(remote, scenario, point, what="seeded", resumes=resumes)
 
-        def chains() -> Iterator[int]:
-            for number in itertools.count():
-                if self.tally.counts["seeded"] >= count:
-                    return
-                yield number
+        in_lanes(chain, self._until("seeded", count), lanes=lanes)
 
-        in_lanes(chain, chains())
+    def at_moments_of_parts(self, count: int, *, seed: int) -> None:
+        """Kill while large files go in parts, up and down."""
+
+        def chain(number: int) -> None:
+            draw = random.Random(f"{seed}/{number}")
+            remote = self.remotes.fresh()
+            begin(remote, self.fresh_folder(), commits=1, is_large=True)
+            seconds = {}
+            for scenario in ("save large", "pull"):
+                with Victim(Part(scenario, remote, self.fresh_folder())) as victim:
+                    victim.wait_until_it_plays()
+                    began = time.monotonic()
+                    assert not victim.end()
+                    seconds[scenario] = time.monotonic() - began
+            for _ in range(_CHAIN):
+                scenario = draw.choice(["save large", "pull"])
+                if self.tally.counts["in parts"] < count:
+                    self.kill(remote, scenario, draw.random() * seconds[scenario], what="in parts", resumes=False)
+            for kind, problem in inspect_resume(remote, self.fresh_folder()):
+                self.tally.problem(kind, f"after parts: {problem}")
+
+        in_lanes(chain, self._until("in parts", count))
+
+    def _until(self, what: str, count: int) -> Iterator[int]:
+        """0, 1, 2 … until so many of these have been counted."""
+        return itertools.takewhile(lambda _: self.tally.counts[what] < count, itertools.count())
 
 
 def test_the_judge_sees_damage(tmp_path: Path) -> None:
@@ -200,13 +232,17 @@ def test_the_judge_sees_damage(tmp_path: Path) -> None:
     assert [kind for kind, _ in inspect_resume(remote, tmp_path / "next")] == ["unresumable"]
 
 
+_COUNTED = ("seeded", "in parts", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_here_and_there(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place = Range(Remotes(backend, request, tmp_path), tmp_path)
-    for scenario in COMMITS_BEFORE:
-        place.at_every_call(scenario, stride=31 if backend == "local" else 97)
-    place.at_random(3, seed=1)
-    place.tally.report(f"kill points, {backend}", "seeded", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))
+    if backend == "local":
+        for scenario in COMMITS_BEFORE:
+            place.at_every_call(scenario, stride=61)
+    place.at_random(3, seed=1, within=dict.fromkeys(COMMITS_BEFORE, (6000, 0.2)), lanes=1)
+    place.tally.report(f"kill points, {backend}", *_COUNTED)
 
 
 @pytest.mark.crash
@@ -215,5 +251,6 @@ def test_killed_anywhere(backend: str, request: pytest.FixtureRequest, tmp_path:
     place = Range(Remotes(backend, request, tmp_path), tmp_path)
     for scenario in COMMITS_BEFORE:
         place.at_every_call(scenario, stride=stride())
-    place.at_random(scaled(500), seed=2)
-    place.tally.report(f"kill points, {backend}", "seeded", *(f"{scenario} calls" for scenario in COMMITS_BEFORE))
+    place.at_random(scaled(500), seed=2, within=place.measure())
+    place.at_moments_of_parts(scaled(50), seed=3)
+    place.tally.report(f"kill points, {backend}", *_COUNTED)

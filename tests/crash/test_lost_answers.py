@@ -126,7 +126,7 @@ class _Kept(FaultyStore):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_lost_answer_here_and_there(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     lost = LostAnswers(Remotes(backend, request, tmp_path), tmp_path)
-    lost.at_every_call(stride={"memory": 7, "local": 11}.get(backend, 37))
+    lost.at_every_call(stride={"memory": 7, "local": 19}.get(backend, 61))
     lost.tally.report(f"lost answers, {backend}", "lost answers", "operations")
 
 
@@ -168,7 +168,7 @@ def lose_on_the_wire(backend: str, request: pytest.FixtureRequest, folder: Path,
 def test_an_answer_lost_on_the_wire_here_and_there(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    lose_on_the_wire(backend, request, tmp_path, stride=53).report(f"lost on the wire, {backend}", "lost answers")
+    lose_on_the_wire(backend, request, tmp_path, stride=97).report(f"lost on the wire, {backend}", "lost answers")
 
 
 @pytest.mark.crash

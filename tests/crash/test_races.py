@@ -77,7 +77,7 @@ def judge(tally: Tally, race: Race, outcomes: list[Outcome]) -> None:
 def test_a_few_races(
     backend: str, who: type[Threads | Processes], races: int, most: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    few = 2 if backend == "s3" else 6
+    few = 2 if backend == "s3" else 4
     tally = race(Remotes(backend, request, tmp_path), tmp_path, who, races=few, most=most)
     tally.report(f"races, {backend}, {who.__name__.lower()}", "races", "writers", "commits")
 

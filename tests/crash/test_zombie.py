@@ -99,7 +99,7 @@ _COUNTED = ("zombies", "fenced", "refused at the claim", "finished before")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_zombie_wakes_here_and_there(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place = Graveyard(Remotes(backend, request, tmp_path), tmp_path)
-    place.at_every_call(stride=19 if backend == "local" else 61)
+    place.at_every_call(stride=29 if backend == "local" else 71)
     place.tally.report(f"zombies, {backend}", *_COUNTED)
 
 

@@ -16,6 +16,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,6 +81,9 @@ __all__ = [
     "RunSummary",
     "list_runs",
 ]
+
+_END_S = 1.0
+"""Seconds that the last record of a run has at least, when the time to wait is used up: it is one small request."""
 
 _OUTAGE = RetryPolicy(max_attempts=1 << 30, deadline_s=6 * 3600.0, max_delay_s=30.0, unanswered_deadline_s=6 * 3600.0)
 """Patience behind a training loop: it outlasts the long regional outages of the big clouds."""
@@ -701,10 +706,7 @@ class Run:
             give_up_at = None if timeout is None else time.monotonic() + timeout
             self.wait(timeout)
             if self._attempt:
-                self._seal_logs(state, give_up_at)
-            if self._attempt and not self._attempt.is_finished:
-                self._attempt.finish(state)
-                self._log.advise(self._attempt.catalogue.seq)
+                self._within(give_up_at, lambda: self._write_end(state, give_up_at))
         finally:
             if self._attempt:
                 self._publisher.close()
@@ -761,6 +763,46 @@ class Run:
     def _gauge(self) -> dict[str, Any]:
         fields = self.status().to_json()
         return {name: fields[name] for name in fields.keys() - {"run_name", "attempt", "state", "alive"}}
+
+    def _write_end(self, state: FinishState, give_up_at: float | None) -> None:
+        self._seal_logs(state, give_up_at)
+        if self._attempt and not self._attempt.is_finished:
+            self._attempt.finish(state)
+            self._log.advise(self._attempt.catalogue.seq)
+
+    def _within(self, give_up_at: float | None, call: Callable[[], None]) -> None:
+        """Call, but wait no longer than until ``give_up_at``: the journal is patient, and a store may hang.
+
+        Raises:
+            WaitTimeoutError: it goes on in the background.
+        """
+        if give_up_at is None:
+            call()
+            return
+        ended: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised below
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+
+        try:
+            threading.Thread(target=run, name="artifactsync-end", daemon=True).start()
+        except RuntimeError:  # the interpreter is ending and starts no more threads
+            run()
+        try:
+            ended.result(max(_END_S, give_up_at - time.monotonic()))
+        except FutureTimeoutError as error:
+            if ended.done():
+                raise
+            raise WaitTimeoutError(
+                f"how run {self.name!r} ended is not written down on the remote, which does not answer",
+                hint="nothing is lost: the next attempt can begin all the same",
+                url=self.remote,
+            ) from error
 
     def _seal_logs(self, state: FinishState, give_up_at: float | None) -> None:
         """Put the whole logs under their plain keys, unless the run is another's by now."""

@@ -205,6 +205,18 @@ def test_a_store_that_does_not_come_back_is_told_at_the_end_only(tmp_path: Path)
     assert log.read_bytes().count(b"\n") == 50  # what is not durable is here
 
 
+def test_a_store_that_goes_away_at_the_very_end_does_not_hold_the_process(tmp_path: Path) -> None:
+    faulty = FaultyStore(open_store(tmp_path / "remote"))
+    run = Run("exp7", remote=faulty, local_root=tmp_path / "runs")
+    (run.local_dir / "1.pt").write_bytes(b"1")
+    run.save_files([run.local_dir / "1.pt"], step=1).result(30)
+    faulty._plan.faults = [Fault(kind="unreachable")]
+    began = time.monotonic()
+    with pytest.raises(WaitTimeoutError, match="how run"):
+        run.close(0.5)
+    assert time.monotonic() - began < 10
+
+
 @pytest.mark.crash
 def test_training_goes_on_without_the_store_for_longer(place: Place, tmp_path: Path) -> None:
     watch, caught_up_s = train_through(place, tmp_path, epochs=30, outage_s=45.0)

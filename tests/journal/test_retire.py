@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from artifactsync.errors import ConfigurationError, DamagedError, RunFencedError, UnsafeKeyError
 from artifactsync.journal import pins
 from artifactsync.journal.attempt import claim
+from artifactsync.journal.catalogue import Retirement
 from artifactsync.journal.log import JournalLog
 from artifactsync.journal.pins import PinKeeper
-from artifactsync.journal.record import Kind
+from artifactsync.journal.record import Kind, Record
 from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.journal.retire import PruneReport, prune
 from artifactsync.journal.runs import list_runs
@@ -19,12 +21,12 @@ from artifactsync.testing import Call, Fault, FaultyStore
 from tests.journal.conftest import IMPATIENT
 from tests.journal.test_attempt import ME
 from tests.journal.test_catalogue import fold, record, saved
+from tests.journal.test_record import commit as commit_record
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from artifactsync.stores.protocol import Store
 
+GOLDEN = Path(__file__).with_name("golden_retire.json")
 ONE = RetentionPolicy(keep_last=1)
 
 
@@ -286,3 +288,25 @@ def test_a_key_that_a_live_checkpoint_references_is_never_deleted(run: Run, stor
     beside(store)
     assert store.get("demo/c/ba30-0.pt") == b"a30"
     run.close()
+
+
+def golden() -> Record:
+    return commit_record(
+        kind=Kind.RETIRE,
+        seq=8,
+        body={
+            "commits": [3, 5],
+            "names": ["ep1-ba100", "ep2-ba200"],
+            "keys": ["checkpoints/ep1-ba100-rank0.pt", "checkpoints/ep2-ba200-rank0.a2.pt"],
+            "owner": {"host": "trainer-7", "pid": 4242},
+            "finished": "",
+        },
+    )
+
+
+def test_the_format_of_a_retire_record_is_frozen_by_a_golden_file() -> None:
+    data = GOLDEN.read_bytes()
+    assert golden().encode() == data
+    retirement = Retirement.from_record(Record.decode(data, url="x"), run_name="demo", url="x")
+    assert retirement.commits == {3, 5}
+    assert retirement.keys == {"demo/checkpoints/ep1-ba100-rank0.pt", "demo/checkpoints/ep2-ba200-rank0.a2.pt"}

@@ -33,6 +33,7 @@ from artifactsync.transfer.meter import Meter, Throttle
 from artifactsync.transfer.patience import Patience
 from artifactsync.transfer.schedule import Schedule
 from artifactsync.transfer.sending import send_file
+from artifactsync.transfer.starvation import RunDelay, can_be_raised
 from artifactsync.transfer.upload import Upload, UploadedFile, UploadStatus
 
 if TYPE_CHECKING:
@@ -52,18 +53,22 @@ MAX_HELD_FDS = 256
 
 _IDLE_S = 60.0  # an idle thread ends after this long
 _TICK_S = 1.0  # the keeper looks this often for starvation
-_STARVED_S = 20.0  # no byte moved for this long: ask for a full share of the processor
+_STALLED_S = 20.0  # no byte moved for this long: do not be polite
+_STARVED_SHARE = 0.2  # a polite thread waited for a core for this share of the time: do not be polite
+_IMPOLITE_S = 60.0  # for this long, then try again
 _MAX_TOLD = 1000  # failures kept to be raised; more are counted
 
 
 class UploadQueue:
     """Uploads files in the background, each key in order, different keys at the same time.
 
-    The stores' own threads, which send the bytes and hold no interpreter lock, are ``SCHED_IDLE`` (Linux) until someone
-    waits for them, or until nothing has moved for 20 s on a saturated machine. The worker threads stay ordinary: they
-    take the interpreter lock now and then, and an idle thread that is not given a core while it holds that lock stops
-    the training (measured: docs/benchmarks.md). A process without ``CAP_SYS_NICE`` cannot raise its threads again:
-    there they stay idle, which has slowed uploads by less than a half. Between ``submit`` and
+    The stores' own threads, which send the bytes, are ``SCHED_IDLE`` (Linux) while there are cores to spare and nobody
+    waits for the uploads. On a saturated machine they are ordinary threads (``starvation`` says why). The worker
+    threads always are: they take the interpreter lock, and an idle thread that gets no core while it holds that lock
+    stops the training (docs/benchmarks.md). A process without ``CAP_SYS_NICE`` cannot raise its threads again, so
+    there nothing is lowered in the first place.
+
+    Between ``submit`` and
     the upload a file may be deleted or replaced by a rename: its descriptor is held while a budget of descriptors
     lasts (the smaller of 256 and a quarter of ``RLIMIT_NOFILE``); beyond that the path is opened later. A file that
     is rewritten in place is sent as it is when it is read, always whole.
@@ -105,7 +110,7 @@ class UploadQueue:
         self._clock = clock
         self._max_concurrency = max_concurrency
         self._max_pending_files = max_pending_files
-        self._polite = polite
+        self._polite = polite and can_be_raised()
         self._meter = Meter(clock)
         self._throttle = Throttle(bandwidth_limit_bytes_per_s, clock) if bandwidth_limit_bytes_per_s else None
         self._fds_left = _fd_budget()
@@ -123,7 +128,9 @@ class UploadQueue:
         self._workers: set[threading.Thread] = set()
         self._keeper: threading.Thread | None = None
         self._watchers = 0
-        self._is_starved = False
+        self._run_delay = RunDelay()
+        self._last_tick_s = clock.monotonic()
+        self._polite_again_s = self._last_tick_s
         self._was_answered = False
         self._was_warned = False
         self._is_closed = False
@@ -412,25 +419,31 @@ class UploadQueue:
                     self._ensure_threads()
                     self._changed.notify_all()
                 self._check_starvation(now)
-                self._apply_priority()  # the stores' threads come into being with their first request
                 timeout_s = _TICK_S if due_s is None else max(0.0, due_s - now)
                 if self._schedule.running():
                     timeout_s = min(timeout_s, _TICK_S)
                 wait_on(self._changed, timeout_s, self._clock)
-            self._is_starved = False
             self._keeper = None
 
     def _check_starvation(self, now: float) -> None:
-        """Claim a full share of the processor if uploads run and nothing moves. The lock is held."""
+        """Give politeness up for a while on a machine that has no core to spare. The lock is held."""
+        if not self._polite:
+            return
         if not self._schedule.running():
             self._meter.last_moved_s = now
-        if not self._is_starved and now - self._meter.last_moved_s > _STARVED_S:
-            self._is_starved = True
+        waited_s = self._run_delay.longest_s()
+        share = waited_s / max(now - self._last_tick_s, 0.1)
+        self._last_tick_s = now
+        is_stalled = now - self._meter.last_moved_s > _STALLED_S
+        if self._polite_again_s <= now and (share > _STARVED_SHARE or is_stalled):
+            self._polite_again_s = now + _IMPOLITE_S
+        self._apply_priority()  # also for threads that came into being with their first request
 
     def _apply_priority(self) -> None:
         """Let the stores' own threads give way to training, or not. The lock is held."""
         if self._polite:
-            runtime.set_runtime_priority(polite=not self._watchers and not self._is_starved)
+            is_starved = self._clock.monotonic() < self._polite_again_s
+            runtime.set_runtime_priority(polite=not self._watchers and not is_starved)
 
     def _work(self) -> None:
         """A worker thread: run uploads until there has been none for a while."""

@@ -53,6 +53,7 @@ MAX_HELD_FDS = 256
 
 _IDLE_S = 60.0  # an idle thread ends after this long
 _TICK_S = 1.0  # the keeper looks this often for starvation
+_FIRST_CONTACT_PAUSE_S = 1.0  # longest pause while someone waits for a remote that was never heard of
 _STALLED_S = 20.0  # no byte moved for this long: do not be polite
 _STARVED_SHARE = 0.2  # a polite thread waited for a core for this share of the time: do not be polite
 _IMPOLITE_S = 60.0  # for this long, then try again
@@ -569,7 +570,10 @@ class UploadQueue:
             if not self._was_warned:
                 self._was_warned = True
                 _log.warning("upload of %s failed and will be tried again: %s", upload.key, error)
-            self._schedule.postpone(upload, now + self._patience.pause_s(error, upload.attempts))
+            pause_s = self._patience.pause_s(error, upload.attempts)
+            if self._watchers and not self._was_answered:
+                pause_s = min(pause_s, _FIRST_CONTACT_PAUSE_S)  # or the pause would outlast the deadline
+            self._schedule.postpone(upload, now + pause_s)
             self._changed.notify_all()
 
     def _given_up(self, upload: Upload, error: BaseException) -> ArtifactSyncError:

@@ -501,6 +501,10 @@ class Run:
             ArtifactSyncError: what failed for good since the last ``wait``.
         """
         give_up_at = None if timeout is None else time.monotonic() + timeout
+        with self._queue.watching():  # the uploads need not be polite while somebody waits
+            self._wait(give_up_at)
+
+    def _wait(self, give_up_at: float | None) -> None:
         if self._attempt:
             for pending in self._publisher.pending():
                 with contextlib.suppress(Exception):  # told below, once, with all the others

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SELECTING_WORDS = frozenset({"latest", "best", "none"})
+_MAX_NAME_CHARS = 255
+_MAX_COUNT = 2**53 - 1  # what every JSON reader keeps exact
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
@@ -70,7 +75,24 @@ class Label:
     batch: int
     """Batches done."""
     metrics: Mapping[str, float]
-    """Metrics for ``best``."""
+    """Metrics for ``best``: anything that is one number, a tensor of one element too."""
+
+    def __post_init__(self) -> None:
+        """Turn numbers of any library into plain ones, here in the caller: behind, a commit would fail or not match.
+
+        Raises:
+            ConfigurationError: something is not what a record can hold.
+        """
+        for field in ("step", "epoch", "batch"):
+            object.__setattr__(self, field, _counted(field, getattr(self, field)))
+        metrics = {_metric_name(name): _number(name, value) for name, value in self.metrics.items()}
+        object.__setattr__(self, "metrics", metrics)
+        if self.name in _SELECTING_WORDS or not self.name.isprintable() or not 0 < len(self.name) <= _MAX_NAME_CHARS:
+            raise ConfigurationError(
+                f"a checkpoint cannot be called {self.name[:_MAX_NAME_CHARS]!r}",
+                hint=f"any printable text of 1 to {_MAX_NAME_CHARS} characters but latest, best and none, "
+                "which choose one when pulling",
+            )
 
 
 class PendingCheckpoint:
@@ -141,7 +163,7 @@ class Publisher:
         self._intents = 0
         self._used = set(attempt.catalogue.keys)
         self._published = {
-            (file.sha256, file.size): file.key for c in attempt.catalogue.checkpoints for file in c.files
+            (file.path, file.sha256, file.size): file.key for c in attempt.catalogue.checkpoints for file in c.files
         }
 
     def submit(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> PendingCheckpoint:
@@ -214,15 +236,18 @@ class Publisher:
             metrics=label.metrics,
             files=entries,
         )
-        self._published.update({(entry.sha256, entry.size): entry.key for entry in entries})
+        self._published.update({(entry.path, entry.sha256, entry.size): entry.key for entry in entries})
         self._advise(checkpoint, intent)
         return checkpoint
 
     def _key_for(self, file: LocalFile) -> tuple[str, bool]:
-        """The key for a file, and whether its bytes lie there already."""
-        same_size = any(size == file.size_bytes for _, size in self._published)
+        """The key for a file, and whether its bytes lie there already.
+
+        Equal bytes at another path are sent again: whoever looks with another tool finds every path.
+        """
+        same_size = any((path, size) == (file.path, file.size_bytes) for path, _, size in self._published)
         sha256 = file.sha256 or (hash_file(file.local).sha256 if same_size else "")
-        published = self._published.get((sha256, file.size_bytes))
+        published = self._published.get((file.path, sha256, file.size_bytes))
         if published and self._is_there(published, file.size_bytes):
             return published, True
         path, number = check_relative(file.path), 0
@@ -283,6 +308,35 @@ class Publisher:
                 self._store.delete([intent])
         except ArtifactSyncError as error:
             _log.debug("advisory objects of %s were not written: %s", checkpoint.name, error)
+
+
+def _counted(what: str, value: Any) -> int:
+    """``value`` as a plain count."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if not 0 <= count <= _MAX_COUNT:
+        raise ConfigurationError(f"{what} is {value!r}", hint=f"{what} counts from 0: give a whole number")
+    return count
+
+
+def _metric_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a metric is called {name!r}", hint="give {name: number}, the name as text")
+    return name
+
+
+def _number(name: str, value: Any) -> float:
+    """``value`` as a plain float."""
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last from tensors of several elements
+        pass
+    raise ConfigurationError(
+        f"the metric {name!r} is no number, but of type {type(value).__name__}", hint="give one number for each metric"
+    )
 
 
 def local_files(files: Mapping[str, Any]) -> list[LocalFile]:

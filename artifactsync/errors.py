@@ -80,6 +80,8 @@ class ArtifactSyncError(Exception):
         self.message = redact(message)
         self.hint = redact(hint)
         self.url = redact_url(url) if url else None
+        if self.hint and hasattr(self, "add_note"):  # Python 3.11: shown below the traceback
+            self.add_note(f"hint: {self.hint}")
 
     def __str__(self) -> str:
         return self.message

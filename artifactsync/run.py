@@ -23,6 +23,7 @@ from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     ConfigurationError,
+    MissingPackageError,
     ObjectNotFoundError,
     RunNotFoundError,
     WaitTimeoutError,
@@ -280,6 +281,7 @@ class Run:
         Raises:
             RunFencedError: a later attempt owns the run.
             ConfigurationError: the state holds something that could not be loaded again safely; names where.
+            MissingPackageError: torch is not installed.
         """
         state_io = self._torch_backed()
         pending: PendingCheckpoint = state_io.save_state(
@@ -362,7 +364,7 @@ class Run:
             name=name or f"ep{epoch}-ba{batch}", step=step, epoch=epoch, batch=batch, metrics=dict(metrics or {})
         )
         pending = publisher.submit(prepare, label)
-        self._local_step = max(step, self._local_step or 0)
+        self._local_step = max(label.step, self._local_step or 0)
         return pending
 
     def push(
@@ -631,7 +633,15 @@ class Run:
     @staticmethod
     def _torch_backed() -> Any:
         # The half that needs torch plugs in from above by name, so that this room imports nothing above it.
-        return importlib.import_module("artifactsync.checkpoint.state_io")
+        try:
+            return importlib.import_module("artifactsync.checkpoint.state_io")
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in {"torch", "numpy"}:
+                raise
+            raise MissingPackageError(
+                "Run.save and Run.resume need torch, which is not installed",
+                hint="pip install 'artifactsync[torch]', or use save_files",
+            ) from error
 
 
 def list_runs(

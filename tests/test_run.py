@@ -20,6 +20,7 @@ from artifactsync.errors import (
     ConfigurationError,
     DamagedError,
     DestinationError,
+    MissingPackageError,
     ObjectNotFoundError,
     RemoteUnreachableError,
     RunFencedError,
@@ -252,6 +253,17 @@ def test_bad_input(local: dict[str, Any], tmp_path: Path) -> None:
         assert "exp7" in caught.value.hint
     assert missing.latest() is None
     assert not (tmp_path / "x").exists()
+
+
+def test_saving_state_without_torch_says_what_to_install(
+    local: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("artifactsync.checkpoint")]:
+        monkeypatch.delitem(sys.modules, name)
+    with Run("exp7", **local) as run, pytest.raises(MissingPackageError, match="need torch") as caught:
+        run.save({"a": 1}, step=1)
+    assert "artifactsync[torch]" in caught.value.hint
 
 
 class Broken:

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ from artifactsync.journal.runs import RunSummary
 from artifactsync.journal.runs import list_runs as _list_runs
 from artifactsync.journal.status import RunStatus, read_status
 from artifactsync.journal.verification import VerifyReport, verify
+from artifactsync.journal.worker import SerialWorker
 from artifactsync.naming import RunLayout, resolve_run_name
 from artifactsync.naming.layout import safe_local_path
 from artifactsync.stores import open_store
@@ -111,7 +113,8 @@ class Run:
 
     Args:
         run_name: The name; else ``ARTIFACTSYNC_RUN_NAME``, ``RUN_NAME``, or a generated one.
-        remote: Root URI under which runs live, else ``ARTIFACTSYNC_REMOTE``; or an opened store.
+        remote: Root URI under which runs live, else ``ARTIFACTSYNC_REMOTE``; or an opened store,
+            which stays the caller's to close.
         local_root: Local folder whose ``<run_name>/`` has the same shape as the remote one; else
             ``ARTIFACTSYNC_LOCAL_ROOT``, else ``runs``.
         storage_options: What fsspec's file system for the remote takes.
@@ -156,6 +159,7 @@ class Run:
             if isinstance(remote, Store)
             else open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
         )
+        self._is_store_ours = self._store is not remote
         self.remote = self._store.url
         """The root under which the run lies, without secrets."""
         self._pid = os.getpid()
@@ -172,8 +176,15 @@ class Run:
             self._open_for_writing(takeover=takeover, allow_unfenced=allow_unfenced)
 
     def _open_for_writing(self, *, takeover: bool, allow_unfenced: bool) -> None:
-        self.local_dir.mkdir(parents=True, exist_ok=True)
-        patient = RetryStore(self._store, _OUTAGE)
+        try:
+            self.local_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DestinationError(
+                f"no folder can be made at {self.local_dir}: {error.strerror}",
+                hint="choose a local_root in which folders can be made",
+                url=str(self.local_dir),
+            ) from error
+        patient = self._patient = RetryStore(self._store, _OUTAGE)
         attempt = begin_attempt(self._store, self._log, takeover=takeover, allow_unfenced=allow_unfenced)
         attempt.use(JournalLog(patient, self.name, policy=_OUTAGE))
         self._attempt = attempt
@@ -394,10 +405,9 @@ class Run:
         keys = {self._layout.artifact(name): file for name, file in files.items()}
         committed = self._attempt.catalogue.keys if self._attempt else self.catalogue().keys
         for key in keys:
-            if key in committed:
-                raise AlreadyExistsError(
-                    f"{key} holds bytes of a committed checkpoint", hint="push it under another name", url=self.remote
-                )
+            if key in committed or (self._attempt and self._publisher.uses(key)):
+                what = "holds bytes of a committed checkpoint" if key in committed else "belongs to a checkpoint"
+                raise AlreadyExistsError(f"{key} {what}", hint="push it under another name", url=self.remote)
         return Pushed([self._queue.submit(key, file, overwrite=True, growing=growing) for key, file in keys.items()])
 
     def finish(self, state: FinishState = "completed") -> None:
@@ -542,14 +552,15 @@ class Run:
                 return
             self._is_closed = True
         _open_runs.discard(self)
+        give_up_at = None if timeout is None else time.monotonic() + timeout
         try:
             self.wait(timeout)
             if self._attempt and not self._attempt.is_finished:
-                self._attempt.finish(state)
-                self._log.advise(self._attempt.catalogue.seq)
+                self._finish(self._attempt, state, give_up_at)
         finally:
             if self._attempt:
                 self._publisher.close()
+                self._patient.give_up()
                 self._heart.stop()
             try:
                 if self._lazy_queue:
@@ -557,7 +568,23 @@ class Run:
             except ArtifactSyncError:  # told by wait above
                 pass
             finally:
-                self._store.close()
+                if self._is_store_ours:
+                    self._store.close()
+
+    def _finish(self, attempt: Attempt, state: FinishState, give_up_at: float | None) -> None:
+        """Write the finish record, on a thread that can be left behind: an outage may last longer than the caller."""
+        worker: SerialWorker[None] = SerialWorker("artifactsync-finish")
+        written = worker.submit(lambda: attempt.finish(state))
+        worker.close()
+        try:
+            written.result(_left(give_up_at))
+        except FutureTimeoutError:
+            raise WaitTimeoutError(
+                f"everything of run {self.name!r} is durable, but not yet written down is how it ended",
+                hint="nothing is lost: the next attempt takes a moment longer to see that this one is over",
+                url=self.remote,
+            ) from None
+        self._log.advise(attempt.catalogue.seq)
 
     def __enter__(self) -> Self:
         return self
@@ -570,7 +597,7 @@ class Run:
             return
         try:
             self.close(at_exit.grace_s(), state="failed")
-        except ArtifactSyncError as problem:  # must not hide the error that ended the block
+        except Exception as problem:  # noqa: BLE001 - must not hide the error that ended the block
             at_exit.tell(f"not everything is durable: {problem}")
 
     def __repr__(self) -> str:
@@ -595,6 +622,11 @@ class Run:
             return self._lazy_queue
 
     def _writable(self) -> Run:
+        if os.getpid() != self._pid:
+            raise ConfigurationError(
+                f"run {self.name!r} was opened by the process that forked this one",
+                hint="save in the process that opened it, or open another run after the fork",
+            )
         if self._attempt is None or self._is_closed:
             what = "closed" if self._is_closed else "open for reading only"
             raise ConfigurationError(f"run {self.name!r} is {what}", hint="open it anew: Run(name, remote=…)")
@@ -691,7 +723,7 @@ def _close_at_exit() -> None:
         if run._pid == os.getpid():  # noqa: SLF001 - a forked child must leave its parent's runs alone
             try:
                 run.close(at_exit.grace_s(), state="failed" if _died_of_an_exception() else "completed")
-            except ArtifactSyncError as error:
+            except Exception as error:  # noqa: BLE001 - what a caller's prepare raised must not keep the others back
                 at_exit.tell(f"not everything is durable: {error}")
 
 

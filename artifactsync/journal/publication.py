@@ -183,6 +183,10 @@ class Publisher:
             self._pending.append(pending)
         return pending
 
+    def uses(self, key: str) -> bool:
+        """Whether a checkpoint, committed or on its way, has its bytes at ``key``."""
+        return key in self._used
+
     def pending(self) -> list[PendingCheckpoint]:
         """Checkpoints that are on their way."""
         with self._lock:
@@ -211,14 +215,14 @@ class Publisher:
             raise ConfigurationError(f"checkpoint {label.name!r} has no files")
         self._attempt.check()
         keys = [self._key_for(file) for file in files]
-        fresh = [(file, key) for file, (key, is_published) in zip(files, keys, strict=True) if not is_published]
+        fresh = [(file, key) for file, (key, known_sha256) in zip(files, keys, strict=True) if not known_sha256]
         intent = self._announce([key for _, key in fresh])
         uploads = [self._queue.submit(key, file.local, overwrite=True) for file, key in fresh]
         sent = dict(zip((key for _, key in fresh), (upload.result() for upload in uploads), strict=True))
         entries = []
-        for file, (key, is_published) in zip(files, keys, strict=True):
-            size, sha256 = file.size_bytes, file.sha256 or ""
-            if not is_published:
+        for file, (key, known_sha256) in zip(files, keys, strict=True):
+            size, sha256 = file.size_bytes, known_sha256
+            if not known_sha256:
                 size, sha256 = sent[key].size_bytes, sent[key].sha256
                 if file.sha256 not in (None, sha256):
                     raise DamagedError(
@@ -249,7 +253,7 @@ class Publisher:
         sha256 = file.sha256 or (hash_file(file.local).sha256 if same_size else "")
         published = self._published.get((file.path, sha256, file.size_bytes))
         if published and self._is_there(published, file.size_bytes):
-            return published, True
+            return published, sha256
         path, number = check_relative(file.path), 0
         candidate = path if self._attempt.number == 1 else sibling(path, self._attempt.number)
         while self._layout.artifact(candidate) in self._used:
@@ -257,7 +261,7 @@ class Publisher:
             candidate = sibling(path, self._attempt.number, number)
         key = self._layout.artifact(candidate)
         self._used.add(key)
-        return key, False
+        return key, ""
 
     def _is_there(self, key: str, size_bytes: int) -> bool:
         try:
@@ -331,7 +335,8 @@ def _number(name: str, value: Any) -> float:
     """``value`` as a plain float."""
     try:
         if not isinstance(value, (str, bytes)):
-            return float(value)
+            detach = getattr(value, "detach", None)  # a loss with its graph: torch warns of turning it into a number
+            return float(detach() if callable(detach) else value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last from tensors of several elements
         pass
     raise ConfigurationError(

@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import re
 from typing import Any, ClassVar
-from urllib.parse import urlsplit, urlunsplit
 
 _SECRET_QUERY = re.compile(
     r"(?i)((?:x-amz-(?:signature|credential|security-token)|x-goog-signature|sig|token|secret|password|key)=)[^&\s\"']+"
@@ -61,13 +60,7 @@ def redact(text: str) -> str:
 
 def redact_url(url: str) -> str:
     """Return ``url`` without user info and without secrets in its query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # brackets in the place of a host: no URL, but an error must be told all the same
-        return redact(url)
-    if "@" in parts.netloc:
-        parts = parts._replace(netloc="***@" + parts.netloc.rsplit("@", 1)[1])
-    return redact(urlunsplit(parts)) if parts.scheme else url
+    return redact(url)
 
 
 class ArtifactSyncError(Exception):
@@ -87,6 +80,8 @@ class ArtifactSyncError(Exception):
         self.message = redact(message)
         self.hint = redact(hint)
         self.url = redact_url(url) if url else None
+        if self.hint and hasattr(self, "add_note"):  # Python 3.11: shown below the traceback
+            self.add_note(f"hint: {self.hint}")
 
     def __str__(self) -> str:
         return self.message

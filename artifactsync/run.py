@@ -25,6 +25,7 @@ from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     ConfigurationError,
+    MissingPackageError,
     ObjectNotFoundError,
     RunNotFoundError,
     WaitTimeoutError,
@@ -125,7 +126,8 @@ class Run:
 
     Args:
         run_name: The name; else ``ARTIFACTSYNC_RUN_NAME``, ``RUN_NAME``, or a generated one.
-        remote: Root URI under which runs live, else ``ARTIFACTSYNC_REMOTE``; or an opened store.
+        remote: Root URI under which runs live, else ``ARTIFACTSYNC_REMOTE``; or an opened store,
+            which stays the caller's to close.
         local_root: Local folder whose ``<run_name>/`` has the same shape as the remote one; else
             ``ARTIFACTSYNC_LOCAL_ROOT``, else ``runs``.
         storage_options: What fsspec's file system for the remote takes.
@@ -173,6 +175,7 @@ class Run:
             if isinstance(remote, Store)
             else open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
         )
+        self._is_store_ours = self._store is not remote
         self.remote = self._store.url
         """The root under which the run lies, without secrets."""
         self._pid = os.getpid()
@@ -190,8 +193,15 @@ class Run:
             self._open_for_writing(takeover=takeover, allow_unfenced=allow_unfenced)
 
     def _open_for_writing(self, *, takeover: bool, allow_unfenced: bool) -> None:
-        self.local_dir.mkdir(parents=True, exist_ok=True)
-        patient = RetryStore(self._store, _OUTAGE)
+        try:
+            self.local_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DestinationError(
+                f"no folder can be made at {self.local_dir}: {error.strerror}",
+                hint="choose a local_root in which folders can be made",
+                url=str(self.local_dir),
+            ) from error
+        patient = self._patient = RetryStore(self._store, _OUTAGE)
         attempt = begin_attempt(self._store, self._log, takeover=takeover, allow_unfenced=allow_unfenced)
         attempt.use(JournalLog(patient, self.name, policy=_OUTAGE))
         self._attempt = attempt
@@ -306,6 +316,7 @@ class Run:
         Raises:
             RunFencedError: a later attempt owns the run.
             ConfigurationError: the state holds something that could not be loaded again safely; names where.
+            MissingPackageError: torch is not installed.
         """
         state_io = self._torch_backed()
         pending: PendingCheckpoint = state_io.save_state(
@@ -388,7 +399,7 @@ class Run:
             name=name or f"ep{epoch}-ba{batch}", step=step, epoch=epoch, batch=batch, metrics=dict(metrics or {})
         )
         pending = publisher.submit(prepare, label)
-        self._local_step = max(step, self._local_step or 0)
+        self._local_step = max(label.step, self._local_step or 0)
         return pending
 
     def record_local(
@@ -465,10 +476,9 @@ class Run:
         keys = {self._layout.artifact(name): file for name, file in files.items()}
         committed = self._attempt.catalogue.keys if self._attempt else self.catalogue().keys
         for key in keys:
-            if key in committed:
-                raise AlreadyExistsError(
-                    f"{key} holds bytes of a committed checkpoint", hint="push it under another name", url=self.remote
-                )
+            if key in committed or (self._attempt and self._publisher.uses(key)):
+                what = "holds bytes of a committed checkpoint" if key in committed else "belongs to a checkpoint"
+                raise AlreadyExistsError(f"{key} {what}", hint="push it under another name", url=self.remote)
         if growing and self._attempt and source.is_file():
             return Pushed([self._logs.push(base, source)])
         return Pushed([self._queue.submit(key, file, overwrite=True, growing=growing) for key, file in keys.items()])
@@ -667,6 +677,10 @@ class Run:
             ArtifactSyncError: what failed for good since the last ``wait``.
         """
         give_up_at = None if timeout is None else time.monotonic() + timeout
+        with self._queue.watching():  # the uploads need not be polite while somebody waits
+            self._wait(give_up_at)
+
+    def _wait(self, give_up_at: float | None) -> None:
         if self._attempt:
             for pending in self._publisher.pending():
                 with contextlib.suppress(Exception):  # told below, once, with all the others
@@ -702,14 +716,15 @@ class Run:
                 return
             self._is_closed = True
         _open_runs.discard(self)
+        give_up_at = None if timeout is None else time.monotonic() + timeout
         try:
-            give_up_at = None if timeout is None else time.monotonic() + timeout
             self.wait(timeout)
             if self._attempt:
                 self._within(give_up_at, lambda: self._write_end(state, give_up_at))
         finally:
             if self._attempt:
                 self._publisher.close()
+                self._patient.give_up()
                 self._heart.stop()
             try:
                 if self._lazy_queue:
@@ -717,7 +732,8 @@ class Run:
             except ArtifactSyncError:  # told by wait above
                 pass
             finally:
-                self._store.close()
+                if self._is_store_ours:
+                    self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -730,7 +746,7 @@ class Run:
             return
         try:
             self.close(at_exit.grace_s(), state="failed")
-        except ArtifactSyncError as problem:  # must not hide the error that ended the block
+        except Exception as problem:  # noqa: BLE001 - must not hide the error that ended the block
             at_exit.tell(f"not everything is durable: {problem}")
 
     def __repr__(self) -> str:
@@ -755,6 +771,11 @@ class Run:
             return self._lazy_queue
 
     def _writable(self) -> Run:
+        if os.getpid() != self._pid:
+            raise ConfigurationError(
+                f"run {self.name!r} was opened by the process that forked this one",
+                hint="save in the process that opened it, or open another run after the fork",
+            )
         if self._attempt is None or self._is_closed:
             what = "closed" if self._is_closed else "open for reading only"
             raise ConfigurationError(f"run {self.name!r} is {what}", hint="open it anew: Run(name, remote=…)")
@@ -855,7 +876,15 @@ class Run:
     @staticmethod
     def _torch_backed() -> Any:
         # The half that needs torch plugs in from above by name, so that this room imports nothing above it.
-        return importlib.import_module("artifactsync.checkpoint.state_io")
+        try:
+            return importlib.import_module("artifactsync.checkpoint.state_io")
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in {"torch", "numpy"}:
+                raise
+            raise MissingPackageError(
+                "Run.save and Run.resume need torch, which is not installed",
+                hint="pip install 'artifactsync[torch]', or use save_files",
+            ) from error
 
 
 def list_runs(
@@ -905,7 +934,7 @@ def _close_at_exit() -> None:
         if run._pid == os.getpid():  # noqa: SLF001 - a forked child must leave its parent's runs alone
             try:
                 run.close(at_exit.grace_s(), state="failed" if _died_of_an_exception() else "completed")
-            except ArtifactSyncError as error:
+            except Exception as error:  # noqa: BLE001 - what a caller's prepare raised must not keep the others back
                 at_exit.tell(f"not everything is durable: {error}")
 
 

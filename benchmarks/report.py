@@ -27,6 +27,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_kib / 2**20),
         "system": f"{platform.system()} {platform.release()}",
+        "load_average": os.getloadavg(),
         "python": platform.python_version(),
     }
 

@@ -5,13 +5,15 @@ import inspect
 import multiprocessing
 import pickle
 import re
+import sys
+import traceback
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from artifactsync import errors
-from artifactsync.errors import ArtifactSyncError, TransientStoreError, redact, redact_url
+from artifactsync.errors import ArtifactSyncError, ConfigurationError, TransientStoreError, redact, redact_url
 
 CLASSES = [
     cls
@@ -190,3 +192,8 @@ def test_no_signature_survives_anywhere_in_an_error(secret, name):
     url = f"https://host/key?a=1&{name}={secret}&b=2"
     error = ArtifactSyncError(f"GET {url} gave 403", hint=url, url=url)
     assert f"={secret}" not in f"{error!s} {error!r} {error.hint} {error.url} {vars(error)}"
+
+
+def test_a_traceback_shows_the_hint():
+    shown = "".join(traceback.format_exception(ConfigurationError("no remote", hint="set ARTIFACTSYNC_REMOTE")))
+    assert ("hint: set ARTIFACTSYNC_REMOTE" in shown) == (sys.version_info >= (3, 11))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from artifactsync.errors import (
     ConfigurationError,
     DamagedError,
     DestinationError,
+    MissingPackageError,
     ObjectNotFoundError,
     RemoteUnreachableError,
     RunFencedError,
@@ -254,6 +256,37 @@ def test_bad_input(local: dict[str, Any], tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_forked_child_cannot_save_into_the_run_of_its_parent(local: dict[str, Any]) -> None:
+    script = """
+        import os, sys
+        from artifactsync import Run
+        from artifactsync.errors import ConfigurationError
+        run = Run("exp7", remote=sys.argv[1], local_root=sys.argv[2])
+        (run.local_dir / "a.pt").write_bytes(b"x")
+        if (child := os.fork()) == 0:
+            try:
+                run.save_files([run.local_dir / "a.pt"], step=1)
+            except ConfigurationError as error:
+                os._exit(0 if "forked" in str(error) else 3)
+            os._exit(4)
+        run.close()
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), local["remote"], str(local["local_root"])]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+def test_saving_state_without_torch_says_what_to_install(
+    local: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("artifactsync.checkpoint")]:
+        monkeypatch.delitem(sys.modules, name)
+    with Run("exp7", **local) as run, pytest.raises(MissingPackageError, match="need torch") as caught:
+        run.save({"a": 1}, step=1)
+    assert "artifactsync[torch]" in caught.value.hint
+
+
 class Broken:
     """A store that ignores the condition of a create, as some S3 look-alikes do."""
 
@@ -442,3 +475,75 @@ def test_uploads_that_are_tried_again_leave_the_random_numbers_of_training_alone
         run.save_files([write(run, "a.pt", b"x")], step=1).result(30)
         assert random.getstate() == before
     assert faulty.faults_hit == 3
+
+
+class Line:
+    """A remote that can be cut off."""
+
+    def __init__(self, folder: Path) -> None:
+        self.is_down = threading.Event()
+        self.store = FaultyStore(open_store(folder), on_call=self._check)
+
+    def _check(self, call: object) -> None:
+        if self.is_down.is_set():
+            raise RemoteUnreachableError(f"no line for {call}", url="file://x")
+
+
+def test_close_ends_in_time_when_the_remote_goes_down_at_the_very_end(tmp_path: Path) -> None:
+    line = Line(tmp_path / "remote")
+    run = Run("r", remote=line.store, local_root=tmp_path)
+    line.is_down.set()
+    with pytest.raises(WaitTimeoutError, match="not yet written down is how it ended"):
+        run.close(0.2)
+    ours = [thread for thread in threading.enumerate() if thread.name == "artifactsync-finish"]
+    for thread in ours:
+        thread.join(40)
+        assert not thread.is_alive()
+
+
+def test_nothing_goes_on_after_a_close_that_gave_up(tmp_path: Path) -> None:
+    line = Line(tmp_path / "remote")
+    run = Run("r", remote=line.store, local_root=tmp_path)
+    pending = run.save_files([write(run, "a.bin", b"a")], step=1)
+    line.is_down.set()
+    with pytest.raises(WaitTimeoutError):
+        run.close(0.2)
+    assert pending.exception(40) is not None
+    before = line.store.calls
+    line.is_down.clear()
+    assert line.store.calls == before
+    with Run("r", remote=line.store, local_root=tmp_path, takeover=True) as again:  # the store is its maker's to close
+        assert again.attempt == 2
+
+
+def test_a_push_does_not_touch_a_checkpoint_on_its_way(tmp_path: Path) -> None:
+    is_up, go_on = threading.Event(), threading.Event()
+
+    def hold(call: Any) -> None:
+        if call.operation == "put" and call.key == "r/a.bin":
+            is_up.set()
+            assert go_on.wait(20)
+
+    with Run("r", remote=FaultyStore(open_store(tmp_path / "remote"), on_answer=hold), local_root=tmp_path) as run:
+        pending = run.save_files([write(run, "a.bin", b"a" * 9)], step=1)
+        assert is_up.wait(20)
+        with pytest.raises(AlreadyExistsError, match="belongs to a checkpoint"):
+            run.push(write(run, "b.bin", b"b" * 9), "a.bin")
+        go_on.set()
+        pending.result(20)
+        assert run.verify(deep=True).ok
+
+
+def test_a_local_root_that_is_a_file_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DestinationError, match="no folder can be made"):
+        Run("r", remote=str(tmp_path / "remote"), local_root=tmp_path / "file" / "below")
+
+
+def test_files_that_are_published_twice_keep_their_hash(tmp_path: Path) -> None:
+    with Run("r", remote=str(tmp_path / "remote"), local_root=tmp_path) as run:
+        file = write(run, "a.bin", b"a" * 100)
+        first = run.save_files([file], step=1).result(20)
+        second = run.save_files([file], step=2).result(20)
+        assert second.files == first.files
+        assert run.verify(deep=True).ok

@@ -44,11 +44,12 @@ def parse_grace_s(text: str, *, source: str) -> float:
     Raises:
         ConfigurationError: it is no decimal number, or more than :data:`MAX_GRACE_S`.
     """
-    if not _DECIMAL.fullmatch(text.strip()):
+    number = text.strip()
+    if not _DECIMAL.fullmatch(number):
         raise ConfigurationError(
             f"{source} is {text!r}, which is no number of seconds", hint=f"for example {source}=120"
         )
-    seconds = float(text)
+    seconds = float(number)
     if not math.isfinite(seconds) or seconds > MAX_GRACE_S:
         raise ConfigurationError(f"{source} is {text!r}, more than a week", hint="give it in seconds")
     return seconds

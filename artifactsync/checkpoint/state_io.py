@@ -219,7 +219,11 @@ class _StateSaver:
             self._writing = None
             snapshot = take_snapshot(state, self._buffers)
             written: Future[WrittenFile] = Future()
-            pending = submit(written)
+            try:
+                pending = submit(written)
+            except BaseException as error:
+                written.set_exception(error)  # should publication have taken it already, it must not wait for a file
+                raise
             self._writing = written
         # Not a daemon: an interpreter that ends waits until the file is whole.
         arguments = (snapshot, local, link, written, record)

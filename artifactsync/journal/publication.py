@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import threading
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SELECTING_WORDS = frozenset({"latest", "best", "none"})
+_MAX_NAME_CHARS = 255
+_MAX_COUNT = 2**53 - 1  # what every JSON reader keeps exact
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalFile:
@@ -71,7 +76,24 @@ class Label:
     batch: int
     """Batches done."""
     metrics: Mapping[str, float]
-    """Metrics for ``best``."""
+    """Metrics for ``best``: anything that is one number, a tensor of one element too."""
+
+    def __post_init__(self) -> None:
+        """Turn numbers of any library into plain ones, here in the caller: behind, a commit would fail or not match.
+
+        Raises:
+            ConfigurationError: something is not what a record can hold.
+        """
+        for field in ("step", "epoch", "batch"):
+            object.__setattr__(self, field, _counted(field, getattr(self, field)))
+        metrics = {_metric_name(name): _number(name, value) for name, value in self.metrics.items()}
+        object.__setattr__(self, "metrics", metrics)
+        if self.name in _SELECTING_WORDS or not self.name.isprintable() or not 0 < len(self.name) <= _MAX_NAME_CHARS:
+            raise ConfigurationError(
+                f"a checkpoint cannot be called {self.name[:_MAX_NAME_CHARS]!r}",
+                hint=f"any printable text of 1 to {_MAX_NAME_CHARS} characters but latest, best and none, "
+                "which choose one when pulling",
+            )
 
 
 class PendingCheckpoint:
@@ -170,6 +192,10 @@ class Publisher:
             self._pending.append(pending)
         return pending
 
+    def uses(self, key: str) -> bool:
+        """Whether a checkpoint, committed or on its way, has its bytes at ``key``."""
+        return key in self._used
+
     def pending(self) -> list[PendingCheckpoint]:
         """Checkpoints that are on their way."""
         with self._lock:
@@ -224,7 +250,7 @@ class Publisher:
         """
         catalogue = self._attempt.catalogue
         published = {
-            (file.sha256, file.size): file.key
+            (file.path, file.sha256, file.size): file.key
             for checkpoint in catalogue.checkpoints
             for file in checkpoint.files
             if file.key not in catalogue.retired_keys
@@ -250,11 +276,14 @@ class Publisher:
             entries[file.path] = CheckpointFile(path=file.path, key=key, size=sent.size_bytes, sha256=sent.sha256)
         self._verify([entries[file.path] for file, _ in fresh])
 
-    def _find_published(self, file: LocalFile, published: Mapping[tuple[str, int], str]) -> CheckpointFile | None:
-        """Where the very bytes of a file lie already, committed; None if nowhere."""
-        same_size = any(size == file.size_bytes for _, size in published)
+    def _find_published(self, file: LocalFile, published: Mapping[tuple[str, str, int], str]) -> CheckpointFile | None:
+        """Where the very bytes of a file lie already, committed; None if nowhere.
+
+        Equal bytes at another path are sent again: whoever looks with another tool finds every path.
+        """
+        same_size = any((path, size) == (file.path, file.size_bytes) for path, _, size in published)
         sha256 = file.sha256 or (hash_file(file.local).sha256 if same_size else "")
-        key = published.get((sha256, file.size_bytes))
+        key = published.get((file.path, sha256, file.size_bytes))
         if key is None or not self._is_there(key, file.size_bytes):
             return None
         return CheckpointFile(path=file.path, key=key, size=file.size_bytes, sha256=sha256)
@@ -326,6 +355,36 @@ class Publisher:
             except ArtifactSyncError as error:
                 _log.warning("old checkpoints were not removed this time: %s", error)
         return checkpoint
+
+
+def _counted(what: str, value: Any) -> int:
+    """``value`` as a plain count."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if not 0 <= count <= _MAX_COUNT:
+        raise ConfigurationError(f"{what} is {value!r}", hint=f"{what} counts from 0: give a whole number")
+    return count
+
+
+def _metric_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a metric is called {name!r}", hint="give {name: number}, the name as text")
+    return name
+
+
+def _number(name: str, value: Any) -> float:
+    """``value`` as a plain float."""
+    try:
+        if not isinstance(value, (str, bytes)):
+            detach = getattr(value, "detach", None)  # a loss with its graph: torch warns of turning it into a number
+            return float(detach() if callable(detach) else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last from tensors of several elements
+        pass
+    raise ConfigurationError(
+        f"the metric {name!r} is no number, but of type {type(value).__name__}", hint="give one number for each metric"
+    )
 
 
 def local_files(files: Mapping[str, Any]) -> list[LocalFile]:

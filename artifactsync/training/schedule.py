@@ -45,6 +45,8 @@ class IntervalSchedule:
         is_epoch_event = event in (Event.EPOCH_CHECKPOINT, Event.EPOCH_END)
         if self._at_end and state.is_done and (is_epoch_event or not state.is_epoch_over):
             return True
+        if self._at_end and not is_epoch_event and state.is_last_epoch_over:
+            return False  # the end of this epoch follows at once, is the end of training, and is due
         if is_epoch_event != (self.interval.unit is TimeUnit.EPOCH):
             return False
         completed = self._completed(state)
@@ -54,7 +56,7 @@ class IntervalSchedule:
     def _completed(self, state: State) -> int:
         """How many whole intervals are done."""
         if self.interval.unit is TimeUnit.DURATION:
-            return int((state.elapsed_duration or 0.0) / self.interval.value + 1e-9)
+            return int(state.progress / self.interval.value + 1e-9)
         return int(state.timestamp.count(self.interval.unit) / self.interval.value)
 
 

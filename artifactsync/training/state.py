@@ -14,7 +14,7 @@ from artifactsync.checkpoint.load import restore
 from artifactsync.checkpoint.rng import get_rng_state, set_rng_state
 from artifactsync.errors import NewerFormatError
 from artifactsync.loggers.logger import Logger, named
-from artifactsync.training.time import Time, Timestamp
+from artifactsync.training.time import Time, Timestamp, TimeUnit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +89,23 @@ class State:
         """Whether the running epoch has no more batches, where the dataloader knows their number."""
         batches = None if self.train_dataloader is None else self.train_dataloader.batches
         return batches is not None and self.timestamp.batch_in_epoch >= batches
+
+    @property
+    def is_last_epoch_over(self) -> bool:
+        """Whether training ends with the epoch whose last batch is done."""
+        if not self.is_epoch_over or self.max_duration is None:
+            return False
+        epochs = self.max_duration.value if self.max_duration.unit is TimeUnit.EPOCH else None
+        return self.is_done or (epochs is not None and self.timestamp.epoch + 1 >= epochs)
+
+    @property
+    def progress(self) -> float:
+        """The part of ``max_duration`` that is done, with the part of a running epoch where its length is known."""
+        elapsed = self.elapsed_duration or 0.0
+        batches = None if self.train_dataloader is None else self.train_dataloader.batches
+        if batches and self.max_duration is not None and self.max_duration.unit is TimeUnit.EPOCH and elapsed < 1.0:
+            elapsed += self.timestamp.batch_in_epoch / batches / self.max_duration.value
+        return elapsed
 
     def extend(self, duration: Time) -> None:
         """Train for so much more time from here."""

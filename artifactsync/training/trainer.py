@@ -320,6 +320,11 @@ class Trainer:
                 break
             run_event(Event.AFTER_DATALOADER)
             samples, tokens = count_samples(state.batch), count_tokens(state.batch)
+            if not tokens and state.max_duration and state.max_duration.unit is TimeUnit.TOKEN:
+                raise ConfigurationError(
+                    "max_duration counts tokens, but a batch has none: it would never end",
+                    hint="give batches with input_ids, or a max_duration in batches, samples or epochs",
+                )
             state.batch = to_device(state.batch, state.device)
             run_event(Event.BATCH_START)
             self._step.run(samples)

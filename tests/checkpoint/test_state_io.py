@@ -8,7 +8,8 @@ import torch
 from artifactsync import Run
 from artifactsync.checkpoint import state_io
 from artifactsync.checkpoint.local_run import LocalRun
-from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError
+from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError, WaitTimeoutError
+from artifactsync.run import LocalFile
 
 
 def _open(tmp_path, host="a", **more):
@@ -34,6 +35,15 @@ def test_save_and_resume_by_name_elsewhere(tmp_path):
         assert (resumed.step, resumed.checkpoint.epoch, resumed.state["note"]) == (7, 1, "x")
         assert torch.equal(model.weight, expected)
         assert run.resume().state["note"] == "x"
+
+
+def test_a_loss_with_its_graph_is_a_metric(tmp_path):
+    loss = (torch.ones(1, requires_grad=True) * 2).sum()
+    with _open(tmp_path) as run:
+        committed = run.save({"a": 1}, step=torch.tensor(3), metrics={"loss": loss, "one": torch.ones(1)}).result(30)
+        assert (committed.step, committed.metrics) == (3, {"loss": 2.0, "one": 1.0})
+        with pytest.raises(ConfigurationError, match="'loss' is no number"):
+            run.save({"a": 1}, step=4, metrics={"loss": torch.ones(2)})
 
 
 def test_a_new_run_has_nothing_to_resume(tmp_path):
@@ -142,3 +152,36 @@ def test_without_a_remote_the_folder_is_the_run(tmp_path):
     with (tmp_path / "r" / ".artifactsync" / "local.jsonl").open("a") as file:
         file.write('{"name": "torn')  # a crash in mid-line
     assert [c.step for c in LocalRun("r", local_root=tmp_path).checkpoints()] == [1, 2]
+
+
+def _prepared(run, name):
+    def prepare():
+        file = run.local_dir / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"1")
+        return [LocalFile(path=name, local=file, size_bytes=1)]
+
+    return prepare
+
+
+def test_a_line_that_a_crash_tore_takes_no_later_one_with_it(tmp_path):
+    run = LocalRun("r", local_root=tmp_path)
+    run.save_prepared(_prepared(run, "a.pt"), step=1).result(20)
+    with run._list.open("a") as torn:
+        torn.write('{"name": "ep0-b')
+    again = LocalRun("r", local_root=tmp_path)
+    saved = again.save_prepared(_prepared(again, "b.pt"), step=2).result(20)
+    found = LocalRun("r", local_root=tmp_path).checkpoints()
+    assert [c.step for c in found] == [1, 2]
+    assert found[-1] == saved
+
+
+def test_waiting_for_the_local_disk_ends_in_time(tmp_path):
+    go_on = threading.Event()
+    run = LocalRun("r", local_root=tmp_path)
+    run.save_prepared(lambda: go_on.wait(20) and _prepared(run, "a.pt")(), step=1)
+    with pytest.raises(WaitTimeoutError, match="1 checkpoint"):
+        run.wait(0.05)
+    go_on.set()
+    run.wait(20)
+    assert [c.step for c in run.checkpoints()] == [1]

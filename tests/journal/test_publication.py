@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -53,7 +55,13 @@ def publish() -> Iterator[Publish]:
     yield make
     for publisher, queue in opened:
         publisher.close()
-        queue.abort()
+        give_up(queue)
+
+
+def give_up(queue: UploadQueue) -> None:
+    """Close a queue whose uploads shall not become durable, so that nobody is told of them at exit."""
+    with contextlib.suppress(NotDurableError):
+        queue.close(0)
 
 
 @pytest.fixture
@@ -121,7 +129,7 @@ def test_whatever_dies_nobody_sees_half_a_checkpoint(store: Store, publish: Publ
         pending = publisher.submit(lambda: files, label())
         died = pending.exception(20) is not None
         publisher.close()
-        queue.abort()
+        give_up(queue)
         catalogue = read_catalogue(JournalLog(store, run))
         contents = read_contents(store, log.layout, catalogue)
         assert contents.artifacts == ()
@@ -185,6 +193,60 @@ def test_equal_bytes_are_sent_once(store: Store, publish: Publish, files: list[L
     best = publisher.submit(lambda: files, label(20)).result(10)
     assert counting.calls["put"] - puts <= 2  # the pointer alone
     assert [file.key for file in best.files] == ["demo/checkpoints/a.pt", "demo/checkpoints/b.pt"]
+
+
+def test_equal_bytes_at_another_path_are_there_for_other_tools(
+    store: Store, publish: Publish, files: list[LocalFile]
+) -> None:
+    publisher = publish(store)
+    publisher.submit(lambda: files, label(10)).result(10)
+    twin = replace(files[0], path="later/a.pt")
+    assert publisher.submit(lambda: [twin], label(20)).result(10).files[0].key == "demo/later/a.pt"
+    assert store.get("demo/later/a.pt") == b"a" * 1000
+
+
+class Scalar:
+    """What NumPy's and torch's scalars are to us: no number of Python's, and one all the same."""
+
+    def __index__(self) -> int:
+        return 30
+
+    def __float__(self) -> float:
+        return 0.5
+
+
+def test_numbers_of_other_libraries_become_plain_ones(store: Store, publish: Publish, files: list[LocalFile]) -> None:
+    scalar: Any = Scalar()
+    taken = Label(name="s", step=scalar, epoch=scalar, batch=scalar, metrics={"loss": scalar, "all": True})
+    committed = publish(store).submit(lambda: files, taken).result(10)
+    assert (committed.step, committed.epoch, committed.batch) == (30, 30, 30)
+    assert committed.metrics == {"loss": 0.5, "all": 1.0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step": -1},
+        {"step": 1.5},
+        {"step": "3"},
+        {"batch": 10**30},
+        {"epoch": None},
+        {"metrics": {"loss": "low"}},
+        {"metrics": {"loss": None}},
+        {"metrics": {"loss": [1, 2]}},
+        {"metrics": {"loss": 10**400}},
+        {"metrics": {1: 2.0}},
+        {"name": ""},
+        {"name": "latest"},
+        {"name": "two\nlines"},
+        {"name": "x" * 256},
+    ],
+    ids=repr,
+)
+def test_a_label_that_no_record_can_hold_is_refused_in_the_caller(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Label(**{"name": "s", "step": 1, "epoch": 0, "batch": 1, "metrics": {}, **wrong})
+    assert caught.value.hint
 
 
 def test_a_fenced_writer_publishes_nothing_and_is_told(store: Store, publish: Publish, files: list[LocalFile]) -> None:

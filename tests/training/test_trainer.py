@@ -141,19 +141,29 @@ def test_mixed_precision_trains_and_resumes(tmp_path, precision):
 
 
 @pytest.mark.parametrize(
-    ("duration", "batches", "names"),
+    ("duration", "interval", "batches", "names"),
     [
-        ("6ba", 6, ["ep0-ba3", "ep1-ba6"]),
-        ("8ba", 8, ["ep0-ba3", "ep1-ba6", "ep2-ba8"]),
-        ("60sp", 5, ["ep0-ba3", "ep1-ba5"]),
-        ("2ep", 8, ["ep0-ba3", "ep1-ba6", "ep2-ba8"]),
+        ("6ba", "3ba", 6, ["ep0-ba3", "ep1-ba6"]),
+        ("8ba", "3ba", 8, ["ep0-ba3", "ep1-ba6", "ep2-ba8"]),
+        ("60sp", "3ba", 5, ["ep0-ba3", "ep1-ba5"]),
+        ("2ep", "3ba", 8, ["ep0-ba3", "ep1-ba6", "ep2-ba8"]),
+        ("2ep", "4ba", 8, ["ep0-ba4", "ep2-ba8"]),  # the end is saved once
+        ("8ba", "8ba", 8, ["ep2-ba8"]),
+        ("2ep", "0.5dur", 8, ["ep0-ba4", "ep2-ba8"]),
+        ("2ep", "0.25dur", 8, ["ep0-ba2", "ep0-ba4", "ep1-ba6", "ep2-ba8"]),
+        ("2ep", "1ep", 8, ["ep1-ba4", "ep2-ba8"]),
     ],
 )
-def test_durations_and_intervals(tmp_path, duration, batches, names):
-    with _trainer(tmp_path, max_duration=duration, save_interval="3ba") as trainer:
+def test_durations_and_intervals(tmp_path, duration, interval, batches, names):
+    with _trainer(tmp_path, max_duration=duration, save_interval=interval) as trainer:
         trainer.fit()
     assert trainer.state.timestamp.batch == batches
     assert [c.name for c in Run("r", remote=tmp_path / "remote", read_only=True).checkpoints()] == names
+
+
+def test_a_duration_in_tokens_that_would_never_end_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="counts tokens"), _trainer(tmp_path, max_duration="100tok") as trainer:
+        trainer.fit()
 
 
 def test_fit_goes_on_where_the_last_one_ended(tmp_path):

@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from artifactsync.errors import (
     UploadError,
     WaitTimeoutError,
 )
-from artifactsync.stores import open_store
+from artifactsync.stores import open_store, runtime
 from artifactsync.testing import FakeClock, Fault, FaultyStore
 from artifactsync.transfer import queue as queue_module
 from artifactsync.transfer.hashing import hash_file
@@ -525,7 +526,7 @@ def wishes(monkeypatch):
             wishes.append(polite)
         return True
 
-    monkeypatch.setattr(queue_module.runtime, "set_runtime_priority", note)
+    monkeypatch.setattr(runtime, "set_runtime_priority", note)
     return wishes
 
 
@@ -550,9 +551,9 @@ def test_the_stores_threads_are_left_alone_if_asked(store, make_file, wishes):
 
 def test_an_upload_that_is_starved_gets_its_share(gated, gate, make_file, wishes, monkeypatch):
     starved = threading.Event()
-    note = queue_module.runtime.set_runtime_priority
+    note = runtime.set_runtime_priority
     monkeypatch.setattr(
-        queue_module.runtime,
+        runtime,
         "set_runtime_priority",
         lambda *, polite: (note(polite=polite) and polite) or starved.set(),
     )
@@ -563,4 +564,121 @@ def test_an_upload_that_is_starved_gets_its_share(gated, gate, make_file, wishes
     assert wishes == [True, False]
     gate.open()
     assert upload.future.exception(DEADLINE_S) is None
+    queue.close(DEADLINE_S)
+
+
+def test_threads_of_a_closed_queue_end(store, make_file):
+    with UploadQueue(store) as queue:
+        for number in range(8):
+            queue.submit(f"k{number}", make_file("f"))
+        ours = [thread for thread in threading.enumerate() if thread.name == "artifactsync-upload"]
+        workers = {thread for thread in ours if thread in queue._workers._threads}
+    for thread in workers:
+        thread.join(DEADLINE_S)
+    assert not queue._workers._threads
+
+
+def test_a_failure_after_a_thousand_that_were_told_is_told_too(store, make_file):
+    path = make_file("f", 1)
+    refusing = FaultyStore(store, [Fault(kind="permission", operations={"put"})])
+    queue = UploadQueue(refusing, patience=Patience(max_store_attempts=1))
+    for upload in [queue.submit(f"k{number}", path) for number in range(1000)]:
+        assert upload.exception(DEADLINE_S) is not None
+    queue.submit("untold", path)
+    with pytest.raises(UploadError, match="upload of untold failed"):
+        queue.close(DEADLINE_S)
+
+
+def test_a_newer_file_does_not_fail_with_the_older_one(store, make_file):
+    is_there, go = threading.Event(), threading.Event()
+
+    def refuse_first(call):
+        if call.operation == "put" and not is_there.is_set():
+            is_there.set()
+            assert go.wait(DEADLINE_S)
+            raise PermissionDeniedError("not this one", url="file://x")
+
+    with UploadQueue(
+        FaultyStore(store, on_call=refuse_first), patience=Patience(max_store_attempts=1, base_delay_s=0.01)
+    ) as queue:
+        older = queue.submit("k", make_file("older", b"older"))
+        assert is_there.wait(DEADLINE_S)
+        newer = queue.submit("k", make_file("newer", b"newer"))
+        go.set()
+        assert newer.result(DEADLINE_S) == older.result(DEADLINE_S)
+    assert store.get("k") == b"newer"
+
+
+def test_a_log_handler_that_asks_the_queue_does_not_hang_it(store, make_file):
+    is_logging, has_failed = threading.Event(), threading.Event()
+    queue = UploadQueue(
+        FaultyStore(store, [Fault(kind="permission", operations={"put"})]), patience=Patience(max_store_attempts=1)
+    )
+
+    class Asking(logging.Handler):
+        """Under the handler's own lock, as any handler that mirrors its file by the queue."""
+
+        def emit(self, record):
+            if record.name == "user":
+                is_logging.set()
+                assert has_failed.wait(DEADLINE_S)
+            queue.status()
+
+    handler = Asking()
+    user = logging.getLogger("user")
+    ours = logging.getLogger("artifactsync.transfer")
+    for logger in (user, ours):
+        logger.addHandler(handler)
+    try:
+        logging_thread = threading.Thread(target=user.error, args=("a line",), daemon=True)
+        logging_thread.start()
+        assert is_logging.wait(DEADLINE_S)
+        upload = queue.submit("k", make_file("f"))
+        assert upload.exception(DEADLINE_S) is not None
+        has_failed.set()
+        logging_thread.join(DEADLINE_S)
+        assert not logging_thread.is_alive()
+    finally:
+        for logger in (user, ours):
+            logger.removeHandler(handler)
+
+
+def test_a_failing_upload_keeps_none_of_its_bytes_in_memory(store, make_file):
+    class Part:
+        """Stands for the bytes of a part that some frame of the store held."""
+
+    parts = []
+
+    class Down(FaultyStore):
+        def put(self, key, body):
+            part = Part()
+            parts.append(weakref.ref(part))
+            raise RemoteUnreachableError(f"down, with {type(part).__name__}", url=key)
+
+    queue = UploadQueue(Down(store), clock=FakeClock(), patience=Patience(deadline_s=60.0))
+    upload = queue.submit("k", make_file("f"))
+    assert upload.exception(DEADLINE_S) is not None
+    assert len(parts) > 1
+    assert [part() for part in parts] == [None] * len(parts)
+
+
+def test_submitting_does_not_wait_while_the_threads_are_looked_at(gated, gate, make_file, monkeypatch):
+    is_looking, go_on = threading.Event(), threading.Event()
+
+    def look(*, polite):
+        is_looking.set()
+        assert go_on.wait(DEADLINE_S)
+        return True
+
+    monkeypatch.setattr(runtime, "set_runtime_priority", look)
+    queue = UploadQueue(gated)
+    queue.submit("k", make_file("k"))
+    assert is_looking.wait(DEADLINE_S)
+    submitting = threading.Thread(target=queue.submit, args=("l", make_file("l")), daemon=True)
+    submitting.start()
+    submitting.join(DEADLINE_S / 2)
+    was_held_up = submitting.is_alive()
+    go_on.set()
+    gate.open()
+    assert not was_held_up
     queue.close(DEADLINE_S)

@@ -1,0 +1,86 @@
+"""When the stores' threads give way to training, and when not.
+
+Owns: ``Politeness``: who waits for uploads, and whether they are starved. Does not own: how a thread is made to give
+way (``stores.runtime``), or how starvation is measured (``starvation``).
+
+The stores' own threads, which send the bytes, are ``SCHED_IDLE`` (Linux) while there are cores to spare and nobody
+waits for the uploads. On a saturated machine they are ordinary threads (``starvation`` says why). The queue's worker
+threads always are: they take the interpreter lock, and an idle thread that gets no core while it holds that lock stops
+the training (docs/benchmarks.md). A process without ``CAP_SYS_NICE`` cannot raise its threads again, so there nothing
+is lowered in the first place.
+
+Invariant: nothing here is called under the queue's lock: asking the system about each thread takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from artifactsync.stores import runtime
+from artifactsync.transfer.starvation import RunDelay, can_be_raised
+
+if TYPE_CHECKING:
+    from artifactsync.transfer.clock import Clock
+    from artifactsync.transfer.meter import Meter
+
+_STALLED_S = 20.0  # no byte moved for this long: do not be polite
+_STARVED_SHARE = 0.2  # a polite thread waited for a core for this share of the time: do not be polite
+_IMPOLITE_S = 60.0  # for this long, then try again
+
+
+class Politeness:
+    """Sets the scheduling class of the stores' threads. Thread-safe.
+
+    Args:
+        is_wanted: False leaves the threads alone.
+        meter: Says when a byte last moved.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, meter: Meter, clock: Clock, *, is_wanted: bool) -> None:
+        self._is_possible = is_wanted and can_be_raised()
+        self._meter = meter
+        self._clock = clock
+        self._counting = threading.Lock()  # held for a count alone
+        self._setting = threading.Lock()  # one at a time, so that the last word is the newest
+        self._watchers = 0
+        self._run_delay = RunDelay()
+        self._last_look_s = clock.monotonic()
+        self._polite_again_s = self._last_look_s
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody waits for the uploads."""
+        return self._watchers > 0
+
+    def watch(self, count: int) -> None:
+        """Somebody begins (1) or ends (-1) to wait for the uploads."""
+        with self._counting:
+            self._watchers += count
+        self._apply()
+
+    def look(self, *, is_running: bool) -> None:
+        """Give politeness up for a while on a machine that has no core to spare. Called every second or so.
+
+        Args:
+            is_running: Whether any upload runs; else that no byte moves says nothing.
+        """
+        if not self._is_possible:
+            return
+        now = self._clock.monotonic()
+        if not is_running:
+            self._meter.last_moved_s = now
+        share = self._run_delay.longest_s() / max(now - self._last_look_s, 0.1)
+        self._last_look_s = now
+        is_stalled = now - self._meter.last_moved_s > _STALLED_S
+        if self._polite_again_s <= now and (share > _STARVED_SHARE or is_stalled):
+            self._polite_again_s = now + _IMPOLITE_S
+        self._apply()  # also for threads that came into being with their first request
+
+    def _apply(self) -> None:
+        if not self._is_possible:
+            return
+        with self._setting:
+            is_starved = self._clock.monotonic() < self._polite_again_s
+            runtime.set_runtime_priority(polite=not self.is_watched and not is_starved)

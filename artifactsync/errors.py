@@ -278,9 +278,19 @@ class RemoteUnreachableError(TransientStoreError, ConnectionError):
 
 
 class UnknownOutcomeError(StoreError):
-    """A write whose answer was lost: it may or may not have been applied. Read back to know."""
+    """A write whose answer was lost: it may or may not have been applied. Read back to know.
+
+    Args:
+        retry_after_s: How long the server asked to wait before the write is sent again, in seconds, if it did.
+    """
 
     kind = "unknown-outcome"
+
+    def __init__(
+        self, message: str, *, hint: str = "", url: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, url=url)
+        self.retry_after_s = retry_after_s
 
 
 class AlreadyExistsError(StoreError, FileExistsError):

@@ -26,10 +26,11 @@ _STYLES = {"ok": "good", "warn": "warning", "fail": "error"}
     short_help="Check the remote; say what to fix.",
     epilog="""\b
 Examples:
-  artifactsync --remote s3://bucket/runs doctor
+  artifactsync doctor --remote s3://bucket/runs
   artifactsync doctor --json | jq '.checks[] | select(.verdict != "ok")'
 
-Exit code 0 if runs can be kept there, warnings or not; else that of what failed: 6 credentials or permission,
+Exit code 0 if runs can be kept there, warnings or not; else that of what
+failed: 6 credentials or permission,
 2 configuration.
 """,
 )

@@ -8,12 +8,12 @@ still growing is shown once, at its plain path, with the length of what can be r
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ObjectNotFoundError
 from artifactsync.journal.tails import GrowingLog, growing_logs
+from artifactsync.journal.untrusted_json import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -87,8 +87,8 @@ def announced_keys(store: Store, layout: RunLayout, objects: Iterable[ObjectInfo
         if not info.key.startswith(layout.intents):
             continue
         try:
-            announced = json.loads(store.get(info.key))["keys"]
+            announced = read_json(store.get(info.key))["keys"]
+            keys.update(layout.root + key for key in announced if isinstance(key, str))
         except (ObjectNotFoundError, ValueError, KeyError, TypeError):
             continue
-        keys.update(layout.root + key for key in announced if isinstance(key, str))
     return keys

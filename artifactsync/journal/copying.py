@@ -31,6 +31,7 @@ from artifactsync.journal.catalogue import Catalogue
 from artifactsync.journal.contents import announced_keys
 from artifactsync.journal.log import JournalLog, is_removal
 from artifactsync.journal.opening import check_store
+from artifactsync.journal.untrusted_json import read_json
 from artifactsync.naming.layout import RunLayout
 from artifactsync.stores.create_once import create_once
 from artifactsync.transfer.relay import RelayBody, remote_sha256
@@ -234,7 +235,7 @@ class _Copy:
 
     def _is_our_marker(self) -> bool:
         try:
-            return bool(json.loads(self._target.get(self._marker))["copy_of"] == self._lineage)
+            return bool(read_json(self._target.get(self._marker))["copy_of"] == self._lineage)
         except (ObjectNotFoundError, ValueError, KeyError, TypeError):
             return False
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ArtifactSyncError, ObjectNotFoundError
+from artifactsync.journal.untrusted_json import read_json
 from artifactsync.journal.writer import WriterIdentity
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Heart:
 def read_heartbeat(store: Store, layout: RunLayout) -> Heartbeat | None:
     """Return the newest heartbeat, or None if there is none that can be read."""
     try:
-        fields = json.loads(store.get(layout.heartbeat))
+        fields = read_json(store.get(layout.heartbeat))
         return Heartbeat(
             attempt=int(fields["attempt"]),
             count=int(fields["count"]),
@@ -115,7 +116,7 @@ def read_heartbeat(store: Store, layout: RunLayout) -> Heartbeat | None:
             writer=WriterIdentity.from_json(fields["writer"]),
             gauge=dict(fields.get("gauge") or {}),
         )
-    except (ObjectNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, DamagedError, ObjectNotFoundError, RunFencedError
 from artifactsync.journal.catalogue import Catalogue
 from artifactsync.journal.record import Kind, Record
+from artifactsync.journal.untrusted_json import read_json
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.naming.layout import RunLayout
 from artifactsync.stores.create_once import create_once
@@ -206,7 +207,7 @@ class JournalLog:
 
     def _read_hint(self) -> _Hint:
         try:
-            fields = json.loads(self.store.get(self.layout.head))
+            fields = read_json(self.store.get(self.layout.head))
             seq, copying_to = fields["seq"], fields.get("copying_to", 0)
         except (ObjectNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return _Hint(0, 0)

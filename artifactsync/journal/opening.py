@@ -9,7 +9,7 @@ import threading
 import uuid
 from typing import TYPE_CHECKING
 
-from artifactsync.errors import UnfencedStoreError
+from artifactsync.errors import ConfigurationError, UnfencedStoreError
 from artifactsync.journal.attempt import Attempt, claim
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.stores.probe import probe
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from artifactsync.journal.log import JournalLog
     from artifactsync.stores.protocol import Store
 
-_fit: set[str] = set()
+_fit: set[tuple[str, bool]] = set()  # remotes, and whether they were only found fit without a fence
 _lock = threading.Lock()
 
 
@@ -27,12 +27,19 @@ def check_store(store: Store, log: JournalLog, *, allow_unfenced: bool) -> None:
 
     Raises:
         UnfencedStoreError: what the store did instead.
+        ConfigurationError: what is read from it is not what was written; no user can allow that.
     """
     with _lock:
-        if allow_unfenced or store.url in _fit:
+        if (store.url, False) in _fit or (allow_unfenced and (store.url, True) in _fit):
             return
     capabilities = probe(store, log.layout.probe(uuid.uuid4().hex))
-    if not capabilities.put_if_absent:
+    if capabilities.unsoundness:
+        raise ConfigurationError(
+            f"{store.url} cannot hold checkpoints: {capabilities.unsoundness}",
+            hint="use another store, or take away the cache or gateway in front of it",
+            url=store.url,
+        )
+    if not capabilities.put_if_absent and not allow_unfenced:
         raise UnfencedStoreError(
             f"{store.url} has no working put-if-absent: {capabilities.reason}",
             hint="use a store with conditional writes; or pass allow_unfenced=True, and then two processes with one "
@@ -40,7 +47,7 @@ def check_store(store: Store, log: JournalLog, *, allow_unfenced: bool) -> None:
             url=store.url,
         )
     with _lock:
-        _fit.add(store.url)
+        _fit.add((store.url, not capabilities.put_if_absent))
 
 
 def begin_attempt(store: Store, log: JournalLog, *, takeover: bool, allow_unfenced: bool) -> Attempt:

@@ -8,13 +8,13 @@ or it is a house file that nobody reads. Ages are the server's modified times ag
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import ObjectNotFoundError
+from artifactsync.journal.untrusted_json import read_json
 from artifactsync.stores.unfinished import UnfinishedUpload, abort_unfinished, list_unfinished
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _attempt_of(layout: RunLayout, intent: str) -> int | None:
 def _announced(store: Store, layout: RunLayout, intent: str) -> set[str]:
     """The artifact keys that an intent lists; hostile input: only keys within the run, outside the house, count."""
     try:
-        keys = json.loads(store.get(intent))["keys"]
+        keys = read_json(store.get(intent))["keys"]
         return {key for each in keys if isinstance(each, str) and layout.path_of(key := layout.root + each)}
     except (ObjectNotFoundError, ValueError, KeyError, TypeError):
         return set()

@@ -32,6 +32,7 @@ from artifactsync.errors import (
     WaitTimeoutError,
 )
 from artifactsync.journal.catalogue import CheckpointFile
+from artifactsync.journal.untrusted_json import read_json
 from artifactsync.naming.layout import check_relative
 from artifactsync.stores.create_once import create_once
 
@@ -234,7 +235,7 @@ def _read(store: Store, layout: RunLayout, gathering: Gathering, rank: int) -> l
     key = gathering.key(layout, rank)
     url = f"{store.url}/{key}"
     try:
-        record = json.loads(store.get(key))
+        record = read_json(store.get(key))
         expected = {"format": FORMAT, "rank": rank, **gathering.__dict__}
         strange = [name for name, value in expected.items() if record[name] != value]
         if strange:

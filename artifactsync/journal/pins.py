@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ArtifactSyncError, ObjectNotFoundError
 from artifactsync.journal.heartbeat import INTERVAL_S
+from artifactsync.journal.untrusted_json import read_json
 from artifactsync.journal.writer import WriterIdentity
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _watched(store: Store, pins: Sequence[Pin]) -> tuple[list[Pin], list[Pin]]:
 
 def _read_pin(store: Store, key: str) -> Pin | None:
     try:
-        fields: Any = json.loads(store.get(key))
+        fields: Any = read_json(store.get(key))
         return Pin(
             key=key,
             commit=int(fields["commit"]),

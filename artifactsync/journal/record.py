@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any
 
 from artifactsync.errors import DamagedError, NewerFormatError
+from artifactsync.journal.untrusted_json import read_json
 
 FORMAT = 1
 """Version of the record format that this code writes, and the newest that it reads."""
@@ -76,7 +77,7 @@ class Record:
             DamagedError: not a record.
         """
         try:
-            fields = json.loads(data)
+            fields = read_json(data)
             number = fields["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError("a journal record cannot be read", hint=_HINT_DAMAGED, url=url) from error

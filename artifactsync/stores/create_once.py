@@ -64,13 +64,16 @@ def create_once(
         except (UnknownOutcomeError, TransientStoreError, AlreadyExistsError) as error:
             failure: ArtifactSyncError = error
         may_be_written = may_be_written or isinstance(failure, UnknownOutcomeError)
+        asked_at, asked_s = clock(), getattr(failure, "retry_after_s", None) or 0.0
         try:
             return _read_back(store, key, data, failure)
         except ObjectNotFoundError:  # surely not written by any try that was answered: try again
             pass
         except (TransientStoreError, UnknownOutcomeError) as error:
             failure = error
-        pause_s = policy.pause_s(attempt, failure)
+        pause_s = max(
+            policy.pause_s(attempt, failure), asked_at + asked_s - clock()
+        )  # of the write, whoever failed last
         deadline_s = policy.deadline_s
         if isinstance(failure, RemoteUnreachableError) and not may_be_written:
             deadline_s = min(deadline_s, policy.unanswered_deadline_s)

@@ -147,7 +147,8 @@ def scrubbed(error: Exception) -> Exception:
 
 def _unsure(message: str, url: str, *, is_create: bool, retry_after_s: float | None = None) -> StoreError:
     if is_create:
-        return UnknownOutcomeError(message, hint="read the key back to know", url=url)
+        hint = "read the key back to know"
+        return UnknownOutcomeError(message, hint=hint, url=url, retry_after_s=retry_after_s)
     return TransientStoreError(message, url=url, retry_after_s=retry_after_s)
 
 

@@ -4,12 +4,15 @@ Owns: the meaning of HTTP statuses, S3 and Azure error codes, and of obstore's a
 own: retries.
 
 Limits: obstore hands out no response headers, so ``Retry-After`` is unknown there; a throttled answer (429, 503)
-then carries ``retry_after_s`` = ``THROTTLED_PAUSE_S``. botocore's answers carry the server's own value.
+then carries ``retry_after_s`` = ``THROTTLED_PAUSE_S``. botocore's answers, and those of ``s3_wire``, carry the
+server's own value (docs/design/005-retry-after.md).
 """
 
 from __future__ import annotations
 
+import email.utils
 import re
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -30,8 +33,8 @@ from artifactsync.errors import (
     redact,
 )
 
-THROTTLED_PAUSE_S = 1.0
-"""Seconds that a throttled request waits at least when the server's own ``Retry-After`` cannot be seen."""
+THROTTLED_PAUSE_S = 5.0
+"""Seconds that a request waits at least where the server's own ``Retry-After`` cannot be seen: most ask for less."""
 
 UNKNOWN_REGION_HINT = "set AWS_REGION to the bucket's region"
 """The hint of a ``wrong_region`` whose right one is not known."""
@@ -86,6 +89,8 @@ class Answer:
     """The request was a create-only write: unless surely refused, its outcome is unknown."""
     retry_after_s: float | None = None
     """The server's ``Retry-After``."""
+    least_pause_s: float = 1.0
+    """What a throttled request waits where no ``Retry-After`` was given, in seconds; more where it cannot be seen."""
 
     def error(self) -> ArtifactSyncError:
         """Return the error of ours that this answer means."""
@@ -149,11 +154,12 @@ class Answer:
             return RemoteUnreachableError(f"{url} cannot be reached: {self._why}", hint=hint, url=url)
         is_throttled = self.status in _THROTTLE_STATUSES
         surely_refused = self.status == HTTPStatus.TOO_MANY_REQUESTS or self.code in _UNDECIDED_CODES - _CONFLICT_CODES
+        pause_s = self.retry_after_s or (self.least_pause_s if is_throttled else None)
         if self.is_create and not surely_refused:
-            return UnknownOutcomeError(f"whether {url} was created is unknown: {self._why or 'no answer'}", url=url)
+            message = f"whether {url} was created is unknown: {self._why or 'no answer'}"
+            return UnknownOutcomeError(message, url=url, retry_after_s=pause_s)
         if self.status is None and not self.code:
             return RemoteUnreachableError(f"{url} did not answer: {self._why}", hint=hint, url=url)
-        pause_s = self.retry_after_s or (THROTTLED_PAUSE_S if is_throttled else None)
         return TransientStoreError(f"{url}: {self._why}", url=url, retry_after_s=pause_s)
 
 
@@ -183,11 +189,12 @@ def from_obstore(error: BaseException, *, url: str, is_create: bool = False) -> 
     answer = Answer(
         url=url,
         status=int(status[1]) if status else _implied_status(error),
-        code=_tag("Code", text),
-        detail=_tag("Message", text) or _transport_words(text),
-        region=_tag("Region", text) or _region_of(_tag("Endpoint", text)),
+        code=said_in(text, "Code"),
+        detail=said_in(text, "Message") or _transport_words(text),
+        region=said_in(text, "Region") or _region_of(said_in(text, "Endpoint")),
         is_connecting=re.search(r"legacy::Error\(\s*Connect,", text) is not None,
         is_create=is_create,
+        least_pause_s=THROTTLED_PAUSE_S,
     )
     if answer.is_connecting and "certificate" in text.lower():
         hint = "set AWS_CA_BUNDLE (or SSL_CERT_FILE) to the certificate authority of this endpoint"
@@ -210,7 +217,7 @@ def from_botocore(error: Any, *, url: str, is_create: bool = False) -> ArtifactS
             detail=said.get("Message", ""),
             region=said.get("Region") or headers.get("x-amz-bucket-region", ""),
             is_create=is_create,
-            retry_after_s=_seconds(headers.get("retry-after")),
+            retry_after_s=retry_after_s(headers.get("retry-after")),
         ).error()
     words = redact(str(error))
     if "Credential" in name or "Token" in name or "SSO" in name:
@@ -224,6 +231,7 @@ def from_botocore(error: Any, *, url: str, is_create: bool = False) -> ArtifactS
         "ReadTimeoutError",
         "ConnectionClosedError",
         "HTTPClientError",
+        "ResponseParserError",  # an answer that broke off
         "ResponseStreamingError",
     }:
         return Answer(url=url, detail=words, is_connecting=is_connecting, is_create=is_create).error()
@@ -250,7 +258,8 @@ def _implied_status(error: BaseException) -> int | None:
     return names.get(type(error).__name__)
 
 
-def _tag(name: str, text: str) -> str:
+def said_in(text: str, name: str) -> str:
+    """The content of an XML element of an answer; empty where there is none."""
     found = re.search(rf"<{name}>([^<]*)</{name}>", text)
     return " ".join(found[1].split("\n", 1)[0].split()) if found else ""
 
@@ -280,5 +289,12 @@ def _region_of(endpoint: str) -> str:
     return found[1] if found else ""
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    return float(retry_after) if retry_after and retry_after.isdigit() else None
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds that a ``Retry-After`` asks for, written as a number or as a date; None where it asks for nothing."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):  # not there, or no date
+        return None

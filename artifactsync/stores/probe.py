@@ -1,6 +1,7 @@
 """Finding out what a store really does, by doing it.
 
-Owns: the test for a true put-if-absent. Does not own: what follows from it (``journal`` refuses a store without one).
+Owns: the test for a true put-if-absent, and for what every reader relies on: that what was written is read, listed
+and measured as written, at once, under its own name. Does not own: what follows from it (``journal`` refuses).
 
 Invariant: nothing is believed from a scheme, a name or a status code alone: the bytes are read back.
 """
@@ -26,6 +27,7 @@ from artifactsync.stores.protocol import Capabilities
 if TYPE_CHECKING:
     from artifactsync.stores.protocol import Store
 
+_BODY_BYTES = 64 * 1024  # a store that cuts bodies would hardly cut a short one
 _TRIES = 3  # of each write while its answers get lost
 
 
@@ -41,10 +43,39 @@ def probe(store: Store, key: str) -> Capabilities:
     """
     first, second = (f"artifactsync probe {uuid.uuid4().hex}\n".encode() for _ in range(2))
     try:
-        return Capabilities(put_if_absent=not (reason := _find_fault(store, key, first, second)), reason=reason)
+        reason = _find_fault(store, key, first, second)
+        return Capabilities(
+            put_if_absent=not reason, reason=reason, unsoundness=_find_unsoundness(store, f"{key}-sound")
+        )
     finally:
-        with contextlib.suppress(ArtifactSyncError):  # a leftover scratch object harms nobody
-            store.delete([key])
+        with contextlib.suppress(ArtifactSyncError):  # leftover scratch objects harm nobody
+            store.delete([key, f"{key}-sound"])
+
+
+def _find_unsoundness(store: Store, key: str) -> str:  # noqa: PLR0911 one return for each fault
+    """Say how what was written differs from what is read; nothing if it does not."""
+    data = uuid.uuid4().bytes * (_BODY_BYTES // 16)
+    if _read(store, key) is not None:
+        return "a new key has bytes"
+    store.put(key, data)
+    found = _read(store, key)
+    if found is None:
+        return "an object that was just written cannot be read: it was seen missing before, and reads are stale"
+    if found != data:
+        return f"{len(data)} bytes were written, and other bytes ({len(found)} of them) are read"
+    infos = [store.head(key), store.head(key), *(info for info in store.list(key) if info.key == key)]
+    if len(infos) < 3:  # noqa: PLR2004 two answers and one line of the listing
+        return "an object that was just written is not in the listing"
+    if wrong := next((info for info in infos if info.size_bytes != len(data)), None):
+        return f"{len(data)} bytes were written, and the store says that the object is {wrong.size_bytes} bytes long"
+    if infos[0].etag != infos[1].etag:
+        return "the ETag of an object changes from one answer to the next, though its bytes do not"
+    folder, slash, name = key.rpartition("/")
+    if store.url.startswith(("file:", "/")):
+        return ""  # a laptop's disk may be so, and its user knows it
+    if _read(store, f"{folder}{slash}{name.upper()}") is not None:
+        return "an object is also found under its name in upper case: keys that differ in case are one"
+    return ""
 
 
 def _find_fault(store: Store, key: str, first: bytes, second: bytes) -> str:

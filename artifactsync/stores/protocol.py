@@ -38,6 +38,8 @@ class Capabilities:
     """A second ``put_if_absent`` of a key fails and leaves the first bytes in place."""
     reason: str = ""
     """Why ``put_if_absent`` is False: what was sent and what came back."""
+    unsoundness: str = ""
+    """How what is read differs from what was written; empty where it does not."""
 
 
 class Body(Protocol):

@@ -1,39 +1,60 @@
-"""S3 and its likes: obstore for the bytes, boto3 for what obstore lacks.
+"""S3 and its likes: three ways to one bucket, and which request takes which.
 
-Owns, over boto3: listing (obstore folds ``a/`` to ``a`` and breaks off at one hostile key), create-only uploads too
-large for one request, copies beyond 5 GiB, and deletion of keys that obstore refuses. Does not own: connections
+Owns the choice: single requests (get, head, put of one part, put_if_absent, delete, copy) by ``s3_wire``, which sees
+``Retry-After``; uploads in parts by obstore, whose threads take no training time; by boto3 what is left: listing,
+create-only uploads too large for one request, copies beyond 5 GiB, deletion in bulk. Does not own: connections
 (``s3_connection``), credentials (``credentials``).
 
-Invariant: what is listed is what is there, key by key, however hostile a key is.
+Invariants: what is listed is what is there, key by key, however hostile a key is. No single request is sent again
+before the time that the service asked for. Limit: a *part* of an upload is sent again by obstore, which cannot see the
+wish, ``THROTTLED_PAUSE_S`` after a refusal at the earliest (docs/design/005-retry-after.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import email.utils
 import io
 import os
 import threading
+import unicodedata
 from datetime import timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
-from artifactsync.errors import CredentialsError, ObjectNotFoundError, StoreError, UnknownOutcomeError
+from artifactsync.errors import (
+    ArtifactSyncError,
+    CredentialsError,
+    ObjectNotFoundError,
+    PermissionDeniedError,
+    RemoteUnreachableError,
+    StoreError,
+    UnknownOutcomeError,
+    UnsafeKeyError,
+)
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
-from artifactsync.stores.keys import split_key, why_refused
-from artifactsync.stores.object import ObjectStore, exact_chunks, part_size_bytes
-from artifactsync.stores.object_errors import UNKNOWN_REGION_HINT, from_botocore, printable_cause, wrong_region
+from artifactsync.stores.keys import split_key
+from artifactsync.stores.object import PART_BYTES, SHORT_BYTES, ObjectStore, exact_chunks, part_size_bytes
+from artifactsync.stores.object_errors import UNKNOWN_REGION_HINT, Answer, from_botocore, printable_cause, wrong_region
 from artifactsync.stores.protocol import Body, ObjectInfo
-from artifactsync.stores.s3_connection import open_boto_client, open_s3_lanes
+from artifactsync.stores.s3_connection import is_virtual, open_boto_client, open_s3_lanes
+from artifactsync.stores.s3_wire import Reply, S3Wire
 from artifactsync.stores.unfinished import UnfinishedUpload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from artifactsync.errors import ArtifactSyncError
-
 _MIB = 1024 * 1024
 _SINGLE_CREATE_BYTES = 64 * _MIB  # beyond, a create-only upload goes in parts and the condition is on its completion
+_SINGLE_DELETES = 3  # so many keys are deleted one by one; more of them a thousand at a time
+_BULK_DELETES = 1000  # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
+_RANGE_NOT_SATISFIABLE = 416
+_PARTIAL = 206
 _SINGLE_COPY_BYTES = 5 * 1024 * _MIB  # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+
+
+_Sent = TypeVar("_Sent")
 
 
 class S3ObjectStore(ObjectStore):
@@ -55,6 +76,41 @@ class S3ObjectStore(ObjectStore):
         self._client: Any = None
         self._client_pid = 0
         self._client_lock = threading.Lock()
+        self._wire: S3Wire | None = None
+
+    def get(self, key: str, *, start: int = 0, end: int | None = None) -> bytes:
+        """Return the bytes ``[start, end)``. See ``Store.get``."""
+        _refuse_control_characters(key)
+        if end is not None and end <= start:
+            self.head(key)
+            return b""
+        is_whole = start == 0 and end is None
+        fields = {} if is_whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        is_long = end is None or end - start > SHORT_BYTES
+        if is_long:
+            self._make_contact(key)
+        reply = self._send("GET", key, headers=fields, is_long=is_long, also_fine=_RANGE_NOT_SATISFIABLE)
+        if reply.status == _RANGE_NOT_SATISFIABLE:
+            return b""
+        return reply.content if is_whole or reply.status == _PARTIAL else reply.content[start:end]
+
+    def head(self, key: str) -> ObjectInfo:
+        """Return what the store knows of an object. See ``Store.head``."""
+        _refuse_control_characters(key)
+        try:
+            fields = self._send("HEAD", key).headers
+        except (ObjectNotFoundError, PermissionDeniedError, StoreError) as error:
+            if type(error) in {ObjectNotFoundError, PermissionDeniedError, StoreError}:
+                self._explain(key, error)
+            raise
+        at = email.utils.parsedate_to_datetime(fields["Last-Modified"]) if "Last-Modified" in fields else None
+        return ObjectInfo(key=key, size_bytes=int(fields["Content-Length"]), modified_at=at, etag=fields.get("ETag"))
+
+    def put(self, key: str, body: Body | bytes) -> ObjectInfo:
+        """Write an object, in parts if it is large. See ``Store.put``."""
+        if isinstance(body, bytes) or body.size_bytes <= PART_BYTES:
+            return super().put(key, body)
+        return self._with_checksum(lambda: super(S3ObjectStore, self).put(key, body))
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Write an object unless it exists; a large one in parts. See ``Store.put_if_absent``."""
@@ -96,11 +152,22 @@ class S3ObjectStore(ObjectStore):
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects, also those with keys that this store would not write. See ``Store.delete``."""
         every = list(keys)
-        plain = [key for key in every if not why_refused(key) and key.isprintable()]
-        super().delete(plain)
-        for key in set(every).difference(plain):
-            with self._boto_errors(key):
-                self._boto().delete_object(Bucket=self._bucket, Key=key)
+        if len(every) <= _SINGLE_DELETES:
+            for key in every:
+                with contextlib.suppress(ObjectNotFoundError):
+                    self._send("DELETE", key)
+            return
+        plain = [key for key in every if key.isprintable()]
+        for key in set(every).difference(plain):  # XML has no words for them
+            self._send("DELETE", key)
+        for first in range(0, len(plain), _BULK_DELETES):
+            wanted = {"Objects": [{"Key": key} for key in plain[first : first + _BULK_DELETES]], "Quiet": True}
+            with self._boto_errors(""):
+                failed = self._boto().delete_objects(Bucket=self._bucket, Delete=wanted).get("Errors", ())
+            for one in failed:
+                if one.get("Code") != "NoSuchKey":
+                    url = f"{self._url}/{one.get('Key', '')}"
+                    raise Answer(url=url, status=400, code=one.get("Code", ""), detail=one.get("Message", "")).error()
 
     def unfinished_uploads(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         """Yield multipart uploads that were begun and neither completed nor aborted. See ``stores.unfinished``."""
@@ -122,13 +189,15 @@ class S3ObjectStore(ObjectStore):
             self._boto().abort_multipart_upload(Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id)
 
     def _put_whole(self, key: str, data: bytes, *, is_create: bool) -> ObjectInfo:
-        return self._sent(lambda: super(S3ObjectStore, self)._put_whole(key, data, is_create=is_create))
+        is_long = len(data) > SHORT_BYTES
+        if is_long:
+            self._make_contact(key)
+        _refuse_control_characters(key)
+        wanted: dict[str, Any] = {"headers": {"If-None-Match": "*"} if is_create else {}, "is_create": is_create}
+        sent = self._with_checksum(lambda: self._send("PUT", key, body=data, is_long=is_long, **wanted))
+        return ObjectInfo(key=key, size_bytes=len(data), etag=sent.headers.get("ETag"))
 
-    def put(self, key: str, body: Body | bytes) -> ObjectInfo:
-        """Write an object, in parts if it is large. See ``Store.put``."""
-        return self._sent(lambda: super(S3ObjectStore, self).put(key, body))
-
-    def _sent(self, send: Callable[[], ObjectInfo]) -> ObjectInfo:
+    def _with_checksum(self, send: Callable[[], _Sent]) -> _Sent:
         """Send; where the service refuses our kind of checksum, send without one, now and from now on."""
         try:
             return send()
@@ -139,6 +208,7 @@ class S3ObjectStore(ObjectStore):
                 raise
         self._settings = dataclasses.replace(self._settings, checksum_algorithm="")
         self._lanes = open_s3_lanes(self._bucket, self._settings, self._credentials)
+        self._wire = None
         return send()
 
     def _refined(self, error: ArtifactSyncError) -> ArtifactSyncError:
@@ -161,10 +231,13 @@ class S3ObjectStore(ObjectStore):
         with self._client_lock:
             if self._client is not None:
                 self._client.close()
+            if self._wire is not None:
+                self._wire.close()
 
     def _copy(self, source: str, target: str, size_bytes: int) -> None:
         if size_bytes <= _SINGLE_COPY_BYTES:
-            super()._copy(source, target, size_bytes)
+            origin = {"x-amz-copy-source": quote(f"/{self._bucket}/{source}", safe="/~")}
+            self._send("PUT", target, headers=origin, is_long=True)
             return
         with self._boto_errors(source):
             self._boto().copy({"Bucket": self._bucket, "Key": source}, self._bucket, target)
@@ -203,6 +276,39 @@ class S3ObjectStore(ObjectStore):
             raise
         return ObjectInfo(key=key, size_bytes=body.size_bytes, etag=done.get("ETag"))
 
+    def _send(self, method: str, key: str, **request: Any) -> Reply:
+        """Send one request, once; see ``S3Wire.send``."""
+        try:
+            reply = self._open_wire().send(method, key, **request)
+        except RemoteUnreachableError:
+            raise
+        except ArtifactSyncError as error:
+            if isinstance(error, ObjectNotFoundError) and method != "HEAD":
+                self._was_answered = True  # it is the key that is missing, not the bucket
+            refined = self._refined(error)
+            if refined is error:
+                raise
+            raise refined from error
+        self._was_answered = True
+        return reply
+
+    def _open_wire(self) -> S3Wire:
+        service_url = self._boto().meta.endpoint_url
+        with self._client_lock:
+            if self._wire is None:
+                self._wire = S3Wire(
+                    self._bucket,
+                    self._settings,
+                    self._credentials,
+                    service_url=service_url,
+                    is_virtual=is_virtual(self._bucket, self._settings),
+                )
+            return self._wire
+
+    def _explain(self, key: str, error: ArtifactSyncError) -> None:
+        if not (isinstance(error, ObjectNotFoundError) and self._was_answered):
+            self._send("GET", key, headers={"Range": "bytes=0-0"}, also_fine=_RANGE_NOT_SATISFIABLE)
+
     def _boto(self) -> Any:
         with self._client_lock:
             if self._client is None or self._client_pid != os.getpid():  # a forked child must not share connections
@@ -230,6 +336,17 @@ def s3_store(bucket: str, storage_options: Mapping[str, Any]) -> S3ObjectStore:
         CredentialsError: there are none.
     """
     return S3ObjectStore(bucket, read_s3_settings(storage_options))
+
+
+def _refuse_control_characters(key: str) -> None:
+    """Refuse what obstore refuses, so that a key does not depend on its body's length.
+
+    Raises:
+        UnsafeKeyError: the key would be changed on its way, or has control characters.
+    """
+    split_key(key)
+    if any(unicodedata.category(char) == "Cc" for char in key):
+        raise UnsafeKeyError(f"the key {key!r} has control characters", hint="use keys such as run/model.pt")
 
 
 def _folders_passed_over(prefix: str, start_after: str) -> list[str]:

@@ -28,12 +28,12 @@ _AT_ONCE_S = 10.0  # a busy machine takes a second; watching a heartbeat would t
 
 
 def read_committed(remote: Remote) -> dict[str, str]:
-    """sha256 of every key that the run's live checkpoints name, as it is on the remote now."""
+    """sha256 of every key that the run's live checkpoints name and that is there, as it is on the remote now."""
     store = remote.open()
     try:
         catalogue = Run(NAME, remote=store, read_only=True).catalogue()
         keys = {file.key for checkpoint in catalogue.checkpoints for file in checkpoint.files}
-        return {key: hashlib.sha256(store.get(key)).hexdigest() for key in sorted(keys)}
+        return {key: sha256 for key in sorted(keys) if (sha256 := _sha256_of(store, key))}
     finally:
         store.close()
 

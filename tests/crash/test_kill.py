@@ -246,11 +246,18 @@ def test_killed_here_and_there(backend: str, request: pytest.FixtureRequest, tmp
 
 
 @pytest.mark.crash
+@pytest.mark.parametrize("scenario", list(COMMITS_BEFORE))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_at_every_call(backend: str, scenario: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    place = Range(Remotes(backend, request, tmp_path), tmp_path)
+    place.at_every_call(scenario, stride=stride())
+    place.tally.report(f"kill points, {backend}", f"{scenario} calls")
+
+
+@pytest.mark.crash
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_anywhere(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     place = Range(Remotes(backend, request, tmp_path), tmp_path)
-    for scenario in COMMITS_BEFORE:
-        place.at_every_call(scenario, stride=stride())
     place.at_random(scaled(500), seed=2, within=place.measure())
     place.at_moments_of_parts(scaled(50), seed=3)
-    place.tally.report(f"kill points, {backend}", *_COUNTED)
+    place.tally.report(f"kill points, {backend}", "seeded", "in parts")

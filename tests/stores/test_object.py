@@ -176,14 +176,15 @@ def test_a_bit_flipped_on_the_line_is_not_stored(s3, fault_proxy, size_bytes):
         store.head("k")
 
 
-def test_a_download_that_breaks_off_is_continued(s3, fault_proxy):
+def test_a_download_that_breaks_off_is_never_taken_for_whole(s3, fault_proxy):
     line = fault_proxy(s3)
     store = once(line)
     data = os.urandom(6 * _MIB)
     store.put("k", data)
     line.proxy.add(Truncate(4 * _MIB), method="GET", times=1)
+    with pytest.raises(TransientStoreError):
+        store.get("k")
     assert store.get("k") == data
-    assert line.proxy.seen(method="GET")[-1].headers["range"].startswith("bytes=4")
 
 
 def test_a_lost_answer_to_a_create_is_unknown_and_sent_once(s3, fault_proxy):
@@ -215,11 +216,7 @@ def test_a_busy_server_is_transient_and_its_wish_is_kept(s3, fault_proxy, status
     with pytest.raises(TransientStoreError) as caught:
         _OPERATIONS[operation](once(line))
     assert str(status) in str(caught.value)
-    asked = caught.value.retry_after_s
-    if operation == "list":  # over boto3, which shows the header
-        assert asked == 3
-    elif status != 500:  # over obstore, which does not
-        assert asked == 1
+    assert caught.value.retry_after_s == 3
 
 
 @pytest.mark.parametrize(
@@ -294,7 +291,7 @@ def test_a_missing_bucket_is_named(server, request, operation):
 def test_a_service_that_knows_no_such_checksum_gets_none(s3, fault_proxy):
     line = fault_proxy(s3)
     store = once(line)
-    body = b"<Error><Code>NotImplemented</Code><Message>x-amz-checksum-crc64nvme is not implemented</Message></Error>"
+    body = b"<Error><Code>NotImplemented</Code><Message>this kind of checksum is not implemented</Message></Error>"
     line.proxy.add(Answer(501, body=body), when=lambda request: any("checksum" in name for name in request.headers))
     store.put("small", b"1")
     store.put("large", BytesBody(bytes(PART_BYTES + 1)))

@@ -24,6 +24,7 @@ from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     ConfigurationError,
+    DestinationError,
     MissingPackageError,
     ObjectNotFoundError,
     RunNotFoundError,

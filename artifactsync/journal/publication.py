@@ -244,8 +244,8 @@ class Publisher:
         self._advise(checkpoint, intent)
         return checkpoint
 
-    def _key_for(self, file: LocalFile) -> tuple[str, bool]:
-        """The key for a file, and whether its bytes lie there already.
+    def _key_for(self, file: LocalFile) -> tuple[str, str]:
+        """The key for a file, and the sha256 of its bytes if they lie there already, else nothing.
 
         Equal bytes at another path are sent again: whoever looks with another tool finds every path.
         """

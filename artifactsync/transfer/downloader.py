@@ -147,10 +147,9 @@ class Downloader:
             rounds -= 1
             try:
                 return self._fetch_round(wanted, partial)
-            except MissingBytesError:
-                raise
-            except DamagedError:
-                if not rounds:
+            except DamagedError as error:
+                is_known = wanted.size_bytes is not None or wanted.sha256 is not None
+                if not rounds or (isinstance(error, MissingBytesError) and is_known):
                     raise
 
     def _fetch_round(self, wanted: Wanted, partial: PartialFile) -> FileDigest:
@@ -164,7 +163,7 @@ class Downloader:
             return self._checked(wanted, digest)
         info = self._asker.head(wanted)
         digest = self._fetch_parts(wanted, info, partial)
-        if wanted.sha256 is None and info.size_bytes > self._part_bytes:
+        if wanted.sha256 is None:
             again = self._asker.head(wanted)
             if (again.size_bytes, again.etag) != (info.size_bytes, info.etag):
                 self.progress(-digest.size_bytes)

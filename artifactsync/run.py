@@ -25,6 +25,7 @@ from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     ConfigurationError,
+    DestinationError,
     MissingPackageError,
     ObjectNotFoundError,
     RunNotFoundError,

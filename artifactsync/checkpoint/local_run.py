@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import DamagedError, MissingBytesError
+from artifactsync.errors import DamagedError, MissingBytesError, WaitTimeoutError
 from artifactsync.journal.catalogue import CheckpointFile
 from artifactsync.journal.publication import Label
 from artifactsync.naming import safe_local_path, validate_run_name
@@ -113,9 +114,18 @@ class LocalRun:
         """Nothing is mirrored without a remote."""
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until everything is on disk; raises what failed."""
+        """Wait until everything is on disk; raises what failed.
+
+        Raises:
+            WaitTimeoutError: it is not after ``timeout`` seconds; it goes on.
+        """
+        give_up_at = None if timeout is None else time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(timeout)
+            thread.join(None if give_up_at is None else max(0.0, give_up_at - time.monotonic()))
+        if still := sum(thread.is_alive() for thread in self._threads):
+            raise WaitTimeoutError(
+                f"{still} checkpoint(s) of run {self.name!r} are not on disk yet", hint="wait longer"
+            )
         failures, self._failures = self._failures, []
         if failures:
             raise failures[0]
@@ -156,11 +166,13 @@ class LocalRun:
         with self._lock:
             self._list.parent.mkdir(parents=True, exist_ok=True)
             with self._list.open("a+", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.seek(0)
+                before = file.read()
+                is_torn = bool(before) and not before.endswith("\n")  # a crash ended within a line: it stays alone
+                file.write(("\n" if is_torn else "") + line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-                file.seek(0)
-                seq = sum(1 for _ in file) - 1
+                seq = len(before.splitlines())
         checkpoint = _decode(line, seq)
         assert checkpoint is not None, "just written"
         return checkpoint

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from artifactsync.errors import ArtifactSyncError, RemoteUnreachableError, TransientStoreError
+from artifactsync.errors import ArtifactSyncError, ConfigurationError, RemoteUnreachableError, TransientStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -92,6 +92,8 @@ class RetryStore:
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """See ``Store.put_if_absent``: passed on once, never sent again."""
+        if self._closed.is_set():  # or create_once, which tries it again and again, would go on for hours
+            raise ConfigurationError(f"{self.url} is closed", url=f"{self.url}/{key}")
         info = self.store.put_if_absent(key, body)
         self._was_answered = True
         return info
@@ -142,9 +144,13 @@ class RetryStore:
         """Send an idempotent request that ``Store`` has no word for, as patiently as the others."""
         return self._retry(request)
 
-    def close(self) -> None:
-        """End pauses and close the store within."""
+    def give_up(self) -> None:
+        """End pauses, and try nothing again; the store within stays open."""
         self._closed.set()
+
+    def close(self) -> None:
+        """Give up, and close the store within."""
+        self.give_up()
         self.store.close()
 
     def _retry(self, request: Callable[[], _Result]) -> _Result:

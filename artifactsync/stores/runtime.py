@@ -23,9 +23,10 @@ from artifactsync.errors import ConfigurationError
 
 _THREAD_NAME = "tokio-rt-worker"
 _TASKS = Path("/proc/self/task")
-_SETTLE_S = 0.1  # where a cgroup allows fewer threads than there are processors, each call waits that long
+_SETTLE_S = 0.1  # where a cgroup allows fewer threads than there are processors, the first call waits that long
 _lock = threading.Lock()
 _started_in_pid: int | None = None
+_is_settled = False  # the threads were waited for once
 
 
 def start_polite_runtime() -> bool:
@@ -77,9 +78,11 @@ def runtime_thread_ids() -> list[int]:
     if _started_in_pid != os.getpid():
         return []
     expected = int(os.environ.get("TOKIO_WORKER_THREADS", "0")) or len(os.sched_getaffinity(0))
+    global _is_settled  # noqa: PLW0603 the threads are one set for each process
     until_s = time.monotonic() + _SETTLE_S
-    while len(found := _named_thread_ids()) < expected and time.monotonic() < until_s:
+    while len(found := _named_thread_ids()) < expected and not _is_settled and time.monotonic() < until_s:
         time.sleep(0.001)
+    _is_settled = True
     return found
 
 

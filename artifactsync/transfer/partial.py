@@ -52,8 +52,9 @@ class PartialFile:
         self._folder = folder
         self._name = name
         self.path = folder.path / name
-        self.is_resumable = False
-        """Whether what is here is worth keeping after a failure."""
+        self._is_published = False
+        self._is_known = True  # by its name to the next download of the same object
+        self._is_resumable = False
         short = name.encode()[:_NAME_BYTES].decode(errors="ignore")
         token = sha256(source.encode(errors="surrogatepass")).hexdigest()[:12]
         self.temporary = f".{short}.artifactsync-{token}.part"
@@ -63,11 +64,21 @@ class PartialFile:
                 self.temporary = f".{short}.artifactsync-{secrets.token_hex(6)}.part"
                 fd = folder.open_file(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
                 _lock(fd)
+                self._is_known = False
         except OSError as error:
             raise local_error(error, self.path) from error
         self.fd = fd
         self._record_name = f"{self.temporary}.ranges"
         self._record_fd = -1
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether what is here is worth keeping after a failure: only if a later download would find it."""
+        return self._is_resumable and self._is_known
+
+    @is_resumable.setter
+    def is_resumable(self, value: bool) -> None:
+        self._is_resumable = value
 
     def reset(self) -> None:
         """Begin with an empty file."""
@@ -139,6 +150,7 @@ class PartialFile:
         at = self._folder.fd
         try:
             os.fsync(self.fd)
+            self._drop_record()
             if overwrite:
                 os.replace(self.temporary, self._name, src_dir_fd=at, dst_dir_fd=at)
             else:
@@ -149,11 +161,13 @@ class PartialFile:
             ) from error
         except OSError as error:
             raise local_error(error, self.path) from error
-        self._drop_record()
+        self._is_published = True
         self._folder.sync()
 
     def discard(self) -> None:
-        """Remove the temporary file and its record."""
+        """Remove the temporary file and its record, unless it was published: the name may be another's by now."""
+        if self._is_published:
+            return
         with contextlib.suppress(OSError):
             self._folder.unlink(self.temporary)
         self._drop_record()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artifactsync.errors import UnsafeKeyError
+from artifactsync.errors import DamagedError, ObjectNotFoundError, UnsafeKeyError
 from artifactsync.naming.layout import check_relative, fold_case
 from artifactsync.transfer.download import Downloader, Wanted
 from artifactsync.transfer.folder import Folder
@@ -36,7 +36,8 @@ class PullItem:
     path: str
     """Where to, relative to the destination, with ``/`` between its parts. Hostile input."""
     size_bytes: int | None = None
-    """The length it must have; None takes it as it is."""
+    """The length it must have; None takes it as it is. Without a sha256 it is what was listed: an object that was
+    replaced meanwhile comes as it is now."""
     sha256: str | None = None
     """The sha256 it must have; None takes it as it is, and never skips it."""
 
@@ -88,7 +89,18 @@ def pull_files(
                 *above, name = item.path.split("/")
                 wanted = Wanted(key=item.key, size_bytes=item.size_bytes, sha256=item.sha256)
                 with root.descend(tuple(above)) as folder:
-                    digest, was_there = downloader.fetch(wanted, folder, name, overwrite=overwrite)
+                    try:
+                        digest, was_there = downloader.fetch(wanted, folder, name, overwrite=overwrite)
+                    except DamagedError as error:
+                        if item.sha256 is not None:
+                            raise
+                        # Of no known bytes: a log that has grown since it was listed, as those of a live run do.
+                        try:
+                            digest, was_there = downloader.fetch(
+                                Wanted(key=item.key), folder, name, overwrite=overwrite
+                            )
+                        except ObjectNotFoundError:
+                            raise error from None
                 return digest.size_bytes, was_there
 
             with ThreadPoolExecutor(min(_MAX_FILES, len(items)), "artifactsync-pull") as threads:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+
+from artifactsync.stores import runtime
 
 
 def run(code):
@@ -43,3 +46,17 @@ came_back = runtime.set_runtime_priority(polite=False)
 print(came_back == (classes() == [os.SCHED_OTHER]))
 """)
     assert shown == ["False", "True", "True", "True"]
+
+
+def test_threads_that_never_come_are_waited_for_once(monkeypatch):
+    """A cgroup with fewer processors than the machine: obstore starts fewer threads than there are to see."""
+    looks = []
+    monkeypatch.setattr(runtime, "_started_in_pid", os.getpid())
+    monkeypatch.setattr(runtime, "_is_settled", False)
+    monkeypatch.setattr(runtime, "_named_thread_ids", lambda: looks.append(1) or [1])
+    monkeypatch.setenv("TOKIO_WORKER_THREADS", "4")
+    assert runtime.runtime_thread_ids() == [1]
+    assert len(looks) > 1
+    looks.clear()
+    assert runtime.runtime_thread_ids() == [1]
+    assert len(looks) == 1

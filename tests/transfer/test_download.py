@@ -26,7 +26,9 @@ from artifactsync.stores import open_store
 from artifactsync.stores.protocol import ObjectInfo
 from artifactsync.testing import FakeClock, Fault, FaultyStore
 from artifactsync.transfer.download import download_file
+from artifactsync.transfer.folder import Folder
 from artifactsync.transfer.hashing import FileDigest
+from artifactsync.transfer.partial import PartialFile
 
 PART = 1000
 DATA = bytes(range(256)) * 40  # 10,240 bytes: eleven parts, the last one short
@@ -421,3 +423,41 @@ def test_a_store_without_etags_is_still_checked(remote, here):
         )
     assert _left(here) == []
     assert _download(NoEtags(remote), here) == DIGEST
+
+
+def test_a_small_object_replaced_between_question_and_answer_is_never_cut(store, here):
+    store.put("run/model.pt", b"short")
+    replaced = iter([b"a much longer one", b"x"])
+
+    def replace(call):
+        if call.operation == "get" and (data := next(replaced, None)) is not None:
+            store.put("run/model.pt", data)
+
+    digest = _download(FaultyStore(store, on_call=replace), here)
+    assert (digest.size_bytes, here.read_bytes()) == (1, b"x")
+
+
+def test_what_was_published_is_no_reason_to_remove_the_next_download_of_that_name(tmp_path):
+    with Folder(tmp_path) as folder:
+        first = PartialFile(folder, "f", "s3://b/f")
+        first.write(b"first", 0)
+        first.publish(overwrite=True)
+        second = PartialFile(folder, "f", "s3://b/f")  # another rank begins before the first one has tidied up
+        second.write(b"second", 0)
+        first.discard()
+        first.close()
+        second.publish(overwrite=True)
+        second.close()
+    assert (tmp_path / "f").read_bytes() == b"second"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_second_download_beside_another_leaves_nothing_that_nobody_would_find(tmp_path):
+    with Folder(tmp_path) as folder:
+        first, second = (PartialFile(folder, "f", "s3://b/f") for _ in range(2))
+        first.is_resumable = second.is_resumable = True
+        assert first.is_resumable
+        assert not second.is_resumable
+        for partial in (first, second):
+            partial.discard()
+            partial.close()

@@ -146,3 +146,12 @@ def test_names_that_differ_in_case_alone_need_a_file_system_that_tells(store, tm
     monkeypatch.setattr(pull_module, "_ignores_case", lambda _: True)
     with pytest.raises(UnsafeKeyError, match="would be one file"):
         pull_files(store, both, tmp_path / "there")
+
+
+def test_a_log_that_grows_after_it_was_listed_comes_as_it_is_now(store, tmp_path):
+    store.put("r/log.txt", b"one line\n")
+    listed = [PullItem(key="r/log.txt", path="log.txt", size_bytes=9)]
+    store.put("r/log.txt", b"one line\nand another\n")
+    totals = pull_files(store, listed, tmp_path / "here")
+    assert (totals.files, totals.bytes) == (1, 21)
+    assert (tmp_path / "here" / "log.txt").read_bytes() == b"one line\nand another\n"

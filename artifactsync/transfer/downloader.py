@@ -1,0 +1,236 @@
+"""Objects into local files: ranges in parallel, verified, and visible only when whole.
+
+Owns: ``Downloader``. Does not own: single requests (``asking``), the temporary file (``partial``), many files
+(``pull``).
+
+Invariant: the destination's name never shows a byte that was not verified, and at most ``max_parts`` parts are in
+memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import threading
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import (
+    AlreadyExistsError,
+    DamagedError,
+    DestinationError,
+    DiskFullError,
+    MissingBytesError,
+    ObjectNotFoundError,
+)
+from artifactsync.stores.retry import RetryPolicy
+from artifactsync.transfer.asking import Asker, Wanted
+from artifactsync.transfer.hashing import FileDigest, hash_file
+from artifactsync.transfer.in_order import InOrder
+from artifactsync.transfer.partial import PartialFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from artifactsync.stores.protocol import ObjectInfo, Store
+    from artifactsync.transfer.clock import Clock
+    from artifactsync.transfer.folder import Folder
+
+PART_BYTES = 8 * 1024 * 1024
+"""Length of one range: large enough for full speed over one connection, small enough to lose little."""
+
+MAX_PARTS = 8
+"""Ranges fetched at a time, over all files: 64 MiB of memory at most."""
+
+_MAX_ROUNDS = 3  # a download that came out wrong, or whose object changed meanwhile, is begun anew so often
+
+
+class Downloader:
+    """Downloads that share one bound of memory and one progress. Thread-safe; use it in a ``with``.
+
+    Args:
+        store: Where from.
+        on_progress: See ``download_file``.
+        max_parts: Ranges fetched at a time.
+        part_bytes: Length of a range.
+        retry: How often and how long one range is tried.
+        clock: The ``time`` module, or a ``FakeClock``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+        max_parts: int = MAX_PARTS,
+        part_bytes: int = PART_BYTES,
+        retry: RetryPolicy | None = None,
+        clock: Clock = time,
+    ) -> None:
+        self._store = store
+        self._on_progress = on_progress
+        self._part_bytes = part_bytes
+        self._asker = Asker(store, retry or RetryPolicy(max_attempts=5), clock)
+        self._lock = threading.Lock()
+        self._gate = threading.BoundedSemaphore(max_parts)
+        self._max_parts = max_parts
+        self._threads: ThreadPoolExecutor | None = None
+
+    def fetch(self, wanted: Wanted, folder: Folder, name: str, *, overwrite: bool) -> tuple[FileDigest, bool]:
+        """Bring one object to ``name`` in ``folder``.
+
+        Returns:
+            The digest, and whether the file was there already.
+
+        Raises:
+            ArtifactSyncError: see ``download_file``.
+        """
+        there = self._check_destination(wanted, folder, name, overwrite=overwrite)
+        if there is not None:
+            self.progress(there.size_bytes)
+            return there, True
+        partial = PartialFile(folder, name, f"{self._store.url}/{wanted.key}")
+        try:
+            digest = self._fetch_verified(wanted, partial)
+            partial.publish(overwrite=overwrite)
+        except (DamagedError, DiskFullError, ObjectNotFoundError, AlreadyExistsError, DestinationError):
+            partial.discard()  # of no use to a later try, or in its way
+            raise
+        finally:
+            if not partial.is_resumable:
+                partial.discard()
+            partial.close()
+        return digest, False
+
+    def progress(self, count_bytes: int) -> None:
+        """Report bytes."""
+        if self._on_progress is not None and count_bytes:
+            with self._lock:
+                self._on_progress(count_bytes)
+
+    def stop(self) -> None:
+        """Let running downloads fail soon; they can be continued."""
+        self._asker.is_stopped = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def _check_destination(self, wanted: Wanted, folder: Folder, name: str, *, overwrite: bool) -> FileDigest | None:
+        """Return the digest of what is at the destination if it is what is wanted."""
+        found = folder.stat(name)
+        path = folder.path / name
+        if found is None:
+            return None
+        if stat.S_ISDIR(found.st_mode):
+            raise DestinationError(f"{path} is a folder", hint="name a file, or move the folder away", url=str(path))
+        if wanted.sha256 and stat.S_ISREG(found.st_mode) and wanted.size_bytes in (None, found.st_size):
+            digest = hash_file(path)
+            if digest.sha256 == wanted.sha256:
+                return digest
+        if not overwrite:
+            raise AlreadyExistsError(f"{path} exists already", hint="pass overwrite=True to replace it", url=str(path))
+        return None
+
+    # Fetching.
+
+    def _fetch_verified(self, wanted: Wanted, partial: PartialFile) -> FileDigest:
+        """Fetch until the bytes are right, a few rounds at most."""
+        rounds = _MAX_ROUNDS
+        while True:
+            rounds -= 1
+            try:
+                return self._fetch_round(wanted, partial)
+            except DamagedError as error:
+                is_known = wanted.size_bytes is not None or wanted.sha256 is not None
+                if not rounds or (isinstance(error, MissingBytesError) and is_known):
+                    raise
+
+    def _fetch_round(self, wanted: Wanted, partial: PartialFile) -> FileDigest:
+        size = wanted.size_bytes
+        if size is not None and size <= self._part_bytes:
+            data = self._asker.get(wanted, 0, size, beyond=1)
+            partial.reset()
+            partial.write(data, 0)
+            self.progress(len(data))
+            digest = FileDigest(len(data), hashlib.sha256(data).hexdigest())
+            return self._checked(wanted, digest)
+        info = self._asker.head(wanted)
+        digest = self._fetch_parts(wanted, info, partial)
+        if wanted.sha256 is None:
+            again = self._asker.head(wanted)
+            if (again.size_bytes, again.etag) != (info.size_bytes, info.etag):
+                self.progress(-digest.size_bytes)
+                raise DamagedError(
+                    f"{self._asker.url_of(wanted)} changed while it was downloaded",
+                    hint="try again when it is no longer written",
+                )
+        return self._checked(wanted, digest)
+
+    def _checked(self, wanted: Wanted, digest: FileDigest) -> FileDigest:
+        if wanted.sha256 in (None, digest.sha256):
+            return digest
+        self.progress(-digest.size_bytes)
+        raise DamagedError(
+            f"{self._asker.url_of(wanted)} has sha256 {digest.sha256}, not the recorded {wanted.sha256}",
+            hint="the object is damaged: use an older checkpoint",
+            url=self._asker.url_of(wanted),
+        )
+
+    def _fetch_parts(self, wanted: Wanted, info: ObjectInfo, partial: PartialFile) -> FileDigest:
+        size, part_bytes = info.size_bytes, self._part_bytes
+        parts = range(-(-size // part_bytes))
+        order = InOrder(partial, part_bytes, size)
+        held = []
+        if len(parts) > 1:
+            identity = {"size": size, "etag": info.etag, "sha256": wanted.sha256}
+            partial.is_resumable = bool(info.etag or wanted.sha256)
+            held = partial.held_parts(identity, part_bytes, size)
+        else:
+            partial.reset()
+        for part in held:
+            order.add(part)
+        self.progress(sum(min(part_bytes, size - part * part_bytes) for part in held))
+        missing = [part for part in parts if part not in set(held)]
+        arrived = [0] * len(parts)
+
+        def fetch(part: int) -> None:
+            start = part * part_bytes
+            with self._gate:
+                data = self._asker.get(wanted, start, min(start + part_bytes, size))
+                partial.write(data, start, part if len(parts) > 1 else None)
+                order.add(part, data)
+            arrived[part] = len(data)
+            self.progress(len(data))
+
+        try:
+            self._run_all(fetch, missing)
+        except DamagedError:
+            self.progress(-sum(arrived))
+            raise
+        if len(parts) > 1:
+            partial.forget_held()  # a next round, should the whole be wrong, trusts nothing of this one
+        return order.digest()
+
+    def _run_all(self, fetch: Callable[[int], None], parts: list[int]) -> None:
+        if len(parts) == 1:
+            return fetch(parts[0])
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._max_parts, "artifactsync-download")
+        futures = [self._threads.submit(fetch, part) for part in parts]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+        return None

@@ -493,7 +493,7 @@ def test_close_ends_in_time_when_the_remote_goes_down_at_the_very_end(tmp_path: 
     line = Line(tmp_path / "remote")
     run = Run("r", remote=line.store, local_root=tmp_path)
     line.is_down.set()
-    with pytest.raises(WaitTimeoutError, match="not yet written down is how it ended"):
+    with pytest.raises(WaitTimeoutError, match="how run 'r' ended is not written down"):
         run.close(0.2)
     ours = [thread for thread in threading.enumerate() if thread.name == "artifactsync-finish"]
     for thread in ours:

@@ -32,10 +32,10 @@ ONE = RetentionPolicy(keep_last=1)
 
 def save(run: Run, step: int, *contents: bytes) -> None:
     files = {}
-    for number, content in enumerate(contents):
-        local = run.local_dir / f"{hashlib.sha256(content).hexdigest()[:8]}-{number}"
+    for content in contents:
+        local = run.local_dir / f"{hashlib.sha256(content).hexdigest()[:8]}"
         local.write_bytes(content)
-        files[f"c/ba{step}-{number}.pt"] = local
+        files[f"c/{content.decode()}.pt"] = local  # equal bytes are referenced where their path is equal too
     run.save_files(files, step=step, name=f"s{step}").result(20)
 
 
@@ -74,7 +74,7 @@ def test_a_prune_keeps_what_is_wanted_and_no_more(run: Run, store: Store, tmp_pa
         "aborted_uploads": 0,
         "dry_run": False,
     }
-    assert data_keys(store) == {"demo/c/ba10-1.pt", "demo/c/ba30-0.pt"}  # the shared file lies where it was first
+    assert data_keys(store) == {"demo/c/shared.pt", "demo/c/a30.pt"}  # the shared file lies where it was first
     assert run.verify(deep=True).ok
     assert other.prune(ONE).to_json()["deleted_keys"] == 0
     save(run, 40, b"a40")  # the writer goes on
@@ -91,7 +91,7 @@ def test_a_retire_record_does_not_fence_the_writer(run: Run, store: Store) -> No
     assert head
     assert (head.record.kind, head.record.attempt) == (Kind.RETIRE, 1)
     assert head.record.body["names"] == ["s10", "s20"]
-    assert head.record.body["keys"] == ["c/ba10-0.pt", "c/ba20-0.pt"]
+    assert head.record.body["keys"] == ["c/a10.pt", "c/a20.pt"]
     save(run, 40, b"a40")
     latest = run.latest()
     assert latest
@@ -119,7 +119,7 @@ def test_bytes_that_a_prune_gives_up_are_sent_again(run: Run, store: Store, *, i
     assert raced
     latest = run.latest()
     assert latest
-    assert {f.key for f in latest.files} == {"demo/c/ba40-0.pt", "demo/c/ba40-1.pt"}
+    assert {f.key for f in latest.files} == {"demo/c/a10.a1-1.pt", "demo/c/new.pt"}
     beside(store)
     assert run.verify(deep=True).ok
     assert [c.name for c in run.checkpoints()] == ["s40"]
@@ -137,7 +137,7 @@ def test_a_prune_that_loses_the_slot_to_a_commit_chooses_anew(run: Run, store: S
     report = beside(FaultyStore(store, on_call=commit_before_the_record))
     assert raced
     assert report.kept == ("s40",)
-    assert "demo/c/ba20-0.pt" in data_keys(store)
+    assert "demo/c/a20.pt" in data_keys(store)
     assert run.verify(deep=True).ok
     run.close()
 
@@ -147,11 +147,11 @@ def test_a_prune_that_dies_after_its_record_is_finished_by_the_next(run: Run, st
     with pytest.raises(PermissionError):
         beside(dying)
     assert [c.name for c in run.checkpoints()] == ["s30"]
-    assert "demo/c/ba10-0.pt" in data_keys(store)
+    assert "demo/c/a10.pt" in data_keys(store)
     assert run.contents().artifacts == ()  # and nobody sees its bytes as artifacts
     report = beside(store)
     assert (report.retired, report.deleted_keys) == ((), 2)
-    assert data_keys(store) == {"demo/c/ba10-1.pt", "demo/c/ba30-0.pt"}
+    assert data_keys(store) == {"demo/c/shared.pt", "demo/c/a30.pt"}
     run.close()
 
 
@@ -160,7 +160,7 @@ def test_what_is_pinned_stays_until_the_next_prune(run: Run, store: Store) -> No
     keeper.pin(run.checkpoints()[0].seq)
     report = beside(store)
     assert (report.deleted_keys, report.pinned_keys) == (1, 1)
-    assert store.get("demo/c/ba10-0.pt") == b"a10"
+    assert store.get("demo/c/a10.pt") == b"a10"
     keeper.release()
     assert beside(store).deleted_keys == 1
     run.close()
@@ -178,7 +178,7 @@ def test_a_pull_pins_and_releases(run: Run, store: Store, tmp_path: Path) -> Non
     report = run.pull(tmp_path / "there", checkpoint="s30", on_plan=prune_meanwhile)
     assert pulled == [[4]]
     assert report.checkpoint == "s30"
-    assert (tmp_path / "there" / "c" / "ba30-0.pt").read_bytes() == b"a30"
+    assert (tmp_path / "there" / "c" / "a30.pt").read_bytes() == b"a30"
     assert pins.read_pins(store, run._layout) == []
     assert beside(store).deleted_keys == 2
     run.close()
@@ -283,10 +283,10 @@ def test_a_key_that_a_live_checkpoint_references_is_never_deleted(run: Run, stor
     log = JournalLog(store, "demo", policy=IMPATIENT)
     head = log.find_head()
     assert head
-    body = {"commits": [], "names": [], "keys": ["c/ba30-0.pt", "c/ba10-0.pt"]}
+    body = {"commits": [], "names": [], "keys": ["c/a30.pt", "c/a10.pt"]}
     log.append(head, kind=Kind.RETIRE, attempt=1, writer=ME, body=body, totals=head.record.totals)
     beside(store)
-    assert store.get("demo/c/ba30-0.pt") == b"a30"
+    assert store.get("demo/c/a30.pt") == b"a30"
     run.close()
 
 

@@ -104,7 +104,9 @@ class S3ObjectStore(ObjectStore):
                 self._explain(key, error)
             raise
         at = email.utils.parsedate_to_datetime(fields["Last-Modified"]) if "Last-Modified" in fields else None
-        return ObjectInfo(key=key, size_bytes=int(fields.get("Content-Length") or 0), modified_at=at, etag=fields.get("ETag"))
+        return ObjectInfo(
+            key=key, size_bytes=int(fields.get("Content-Length") or 0), modified_at=at, etag=fields.get("ETag")
+        )
 
     def put(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Write an object, in parts if it is large. See ``Store.put``."""

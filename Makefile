@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 REMOTE ?= local
+# The system's certificates, as pip and browsers use them: a company's proxy has its own. (The second is for older uv.)
+export UV_SYSTEM_CERTS := 1
+export UV_NATIVE_TLS := 1
 
 .PHONY: demo test lint bench crash clean
 

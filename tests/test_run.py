@@ -547,3 +547,14 @@ def test_files_that_are_published_twice_keep_their_hash(tmp_path: Path) -> None:
         second = run.save_files([file], step=2).result(20)
         assert second.files == first.files
         assert run.verify(deep=True).ok
+
+
+def test_the_local_step_of_an_old_heartbeat_is_never_behind_the_durable_one(local: dict[str, Any]) -> None:
+    run = Run("exp7", **local)
+    run.save_files([write(run, "a.pt", b"a")], step=10).result(20)
+    run._heart.beat()
+    run._heart.stop()  # as in a process that was killed: the heartbeat stays as it was
+    run.save_files([write(run, "b.pt", b"b")], step=20).result(20)
+    status = Run("exp7", read_only=True, **local).status()
+    assert (status.durable_step, status.local_step) == (20, 20)
+    run.close()

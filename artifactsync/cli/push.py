@@ -17,7 +17,7 @@ from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.tree import show_tree
 from artifactsync.cli.units import counted, human_bytes, human_duration
-from artifactsync.errors import ObjectNotFoundError, WaitTimeoutError
+from artifactsync.errors import AccessError, ObjectNotFoundError, UploadError, WaitTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,4 +131,9 @@ def _wait(uploads: Sequence[Upload], bar: Bar) -> list[UploadedFile]:
         except WaitTimeoutError:  # noqa: PERF203 (five times a second)
             moved = (u.size_bytes if u.done() else min(u.moved_bytes, u.size_bytes) for u in uploads)
             bar.set(sum(moved))
+        except UploadError as error:
+            cause = error.__cause__
+            if isinstance(cause, AccessError):  # what to mend decides the exit code, not that it was an upload
+                raise type(cause)(error.message, hint=cause.hint, url=error.url) from error
+            raise
     return done

@@ -9,6 +9,7 @@ are never guessed at. Unknown fields are ignored, so that later versions may add
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -64,9 +65,8 @@ class Record:
     """Format version."""
 
     def encode(self) -> bytes:
-        """The record's bytes: one JSON object, sorted keys, UTF-8, newline at the end."""
-        fields = {**self.__dict__, "kind": self.kind.value}
-        return (json.dumps(fields, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        """The record's bytes: one JSON object, sorted keys, UTF-8, newline at the end, and sealed."""
+        return seal({**self.__dict__, "kind": self.kind.value})
 
     @classmethod
     def decode(cls, data: bytes, *, url: str) -> Record:
@@ -87,6 +87,8 @@ class Record:
                 hint="pip install --upgrade artifactsync",
                 url=url,
             )
+        if not is_sealed(data, fields):
+            raise DamagedError("a journal record has other bytes than were written", hint=_HINT_DAMAGED, url=url)
         try:
             known = {name: fields[name] for name in cls.__dataclass_fields__}
             record = cls(**{**known, "kind": Kind(known["kind"])})
@@ -111,6 +113,34 @@ class Record:
 
 
 _HINT_DAMAGED = "the object was changed by something other than artifactsync; restore it from a backup of the bucket"
+
+
+def seal(fields: dict[str, Any]) -> bytes:
+    """The bytes of a record with these fields.
+
+    Among them is ``self_sha256``: the sha256 of the very same bytes with 64 zeros in its place. So a record shows by
+    itself that it is whole, the newest one too, of which no other record has the hash.
+    """
+    text = json.dumps({**fields, "self_sha256": _UNSEALED}, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    blank = f"{text}\n".encode()
+    return blank.replace(_seal_field(_UNSEALED), _seal_field(hashlib.sha256(blank).hexdigest()))
+
+
+def is_sealed(data: bytes, fields: dict[str, Any]) -> bool:
+    """Whether ``data``, which was read as ``fields``, is what :func:`seal` made, to the last bit."""
+    found = fields.get("self_sha256")
+    if not isinstance(found, str) or data.count(_seal_field(found)) != 1:
+        return False
+    blank = data.replace(_seal_field(found), _seal_field(_UNSEALED))
+    return hashlib.sha256(blank).hexdigest() == found
+
+
+_UNSEALED = "0" * 64
+
+
+def _seal_field(sha256: str) -> bytes:
+    # A text within the record that looks like this has its quotation marks escaped, and so is never taken for it.
+    return f'"self_sha256": "{sha256}"'.encode(errors="surrogatepass")
 
 
 def encode_metrics(metrics: dict[str, float]) -> dict[str, float | str]:

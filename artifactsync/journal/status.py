@@ -59,13 +59,15 @@ def read_status(store: Store, log: JournalLog) -> RunStatus:
     gauge: Mapping[str, Any] = beat.gauge if beat and beat.attempt == attempt else {}
     state = state_of(head, beat_at=beat_at)
     is_over = state != "running"
+    durable_step = head.record.totals.get("last_step") if head else None
+    local_step = _number(gauge.get("local_step"))  # of the last heartbeat, which may be older than the last commit
     return RunStatus(
         run_name=log.layout.run_name,
         attempt=attempt,
         state=state,
         alive=state == "running",
-        durable_step=head.record.totals.get("last_step") if head else None,
-        local_step=_number(gauge.get("local_step")),
+        durable_step=durable_step,
+        local_step=local_step if local_step is None else max(local_step, durable_step or 0),
         pending_files=int(_number(gauge.get("pending_files")) or 0),
         pending_bytes=int(_number(gauge.get("pending_bytes")) or 0),
         bytes_per_s=0.0 if is_over else float(_number(gauge.get("bytes_per_s")) or 0.0),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import Command, tree_of
+from tests.line_faults import Answer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,3 +141,15 @@ def test_a_full_remote_is_told_and_given_up(artifactsync: Command, folder: Path)
     assert error.startswith("error: upload of mine/big.bin failed after ")
     assert hint == "hint: free some space, then try again"
     assert tree_of(folder) == set()
+
+
+def test_a_role_that_may_not_write_is_a_matter_of_permission(artifactsync: Command, s3, fault_proxy) -> None:
+    line = fault_proxy(s3)
+    body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    line.proxy.add(Answer(403, body=body), method="PUT")
+    line.proxy.add(Answer(403, body=body), method="POST")
+    artifactsync.environ.update({**line.environment, "ARTIFACTSYNC_REMOTE": line.fresh_url()})
+    (artifactsync.cwd / "notes.md").write_text("x")
+    done = artifactsync("push", "run", "notes.md", code=6)
+    assert "notes.md" in done.err.splitlines()[0]
+    assert "hint: " in done.err

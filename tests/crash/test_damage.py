@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import time
@@ -213,37 +212,27 @@ def failure_of(read):
 
 
 def flip_records(ground, count, *, seed):
-    """Flip a bit of a record; returns how many flips no reader of the whole journal saw, all of the last record."""
-    chance, unseen, seen = random.Random(seed), Counter(), 0
+    """Flip a bit of a record, the newest one too; every reader of the journal must see it."""
+    chance = random.Random(seed)
     for _ in range(count):
-        seq = chance.randrange(1, 5)
-        key = f"r/.artifactsync/journal/{seq:020}.json"
+        key = f"r/.artifactsync/journal/{chance.randrange(1, 5):020}.json"
         good = ground.store.get(key)
         bad = bytearray(good)
         at = chance.randrange(len(bad))
         bad[at] ^= 1 << chance.randrange(8)
         ground.store.put(key, bytes(bad))
-        if (error := failure_of(ground.reader.checkpoints)) is not None:
-            assert isinstance(error, (DamagedError, NewerFormatError))
-            seen += 1
-        else:
-            assert seq == 4, "a record that others follow is held by their prev_sha256"
-            fields = {k for k, v in json.loads(good).items() if json.loads(bytes(bad)).get(k) != v}
-            unseen.update(fields or {"(spelling)"})
+        assert isinstance(failure_of(ground.reader.checkpoints), (DamagedError, NewerFormatError)), (key, at)
         ground.store.put(key, good)
     assert ground.reader.verify(deep=True).ok
-    return seen, unseen
 
 
 @pytest.mark.parametrize("ground", ["local"], indirect=True)
 def test_flipped_bits_in_records_are_found(ground):
-    seen, unseen = flip_records(ground, 150, seed=1)
-    assert seen > 100
-    assert not unseen & Counter({"seq": 1, "kind": 1, "prev_sha256": 1})
+    flip_records(ground, 150, seed=1)
 
 
 @pytest.mark.crash
 @pytest.mark.parametrize("ground", ["local"], indirect=True)
 def test_many_flipped_bits_in_records_are_found(ground):
-    seen, unseen = flip_records(ground, 2000, seed=2)
-    print(f"\ndamage, records: 2000 bits flipped, {seen} found; not found, all in the newest record: {dict(unseen)}")
+    flip_records(ground, 2000, seed=2)
+    print("\ndamage, records: 2000 bits flipped, 2000 found")

@@ -15,6 +15,7 @@ import torch
 
 from artifactsync.cli.terminal import printable
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, DamagedError, RunNameError, UnsafeKeyError
+from artifactsync.journal.record import seal
 from artifactsync.journal.runs import list_runs
 from artifactsync.naming import validate_run_name
 from artifactsync.naming.layout import safe_local_path
@@ -170,7 +171,7 @@ def test_a_record_with_a_hostile_path_or_key_is_damage(base, tmp_path, field):
         store.objects.update(base)
         fields = json.loads(base[record])
         fields["body"]["files"][0][field] = name
-        store.objects[record] = json.dumps(fields).encode()
+        store.objects[record] = seal(fields)
         for later in [key for key in base if "/journal/" in key and key > record]:
             del store.objects[later]  # their prev_sha256 would tell already
         outside = Field(tmp_path / f"f{number}")

@@ -7,7 +7,7 @@ import pytest
 
 from artifactsync.errors import DamagedError
 from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, seq_of
-from artifactsync.journal.record import Kind
+from artifactsync.journal.record import Kind, seal
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.stores.retry import RetryStore
 from artifactsync.testing import Fault, FaultyStore
@@ -103,7 +103,7 @@ def test_a_hole_or_a_changed_record_is_damage(log: JournalLog, store: Store) -> 
     grow(log, 3)
     key = log.layout.record(2)
     original = store.get(key)
-    store.put(key, json.dumps({**json.loads(original), "time": "1999"}).encode())
+    store.put(key, seal({**json.loads(original), "time": "1999"}))
     with pytest.raises(DamagedError, match="does not follow"):
         list(log.read_all(up_to=3))
     store.delete([key])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifactsync.errors import DamagedError, NewerFormatError
-from artifactsync.journal.record import FORMAT, Kind, Record, decode_metrics, encode_metrics
+from artifactsync.journal.record import FORMAT, Kind, Record, decode_metrics, encode_metrics, seal
 
 GOLDEN = Path(__file__).with_name("golden_commit.json")
 
@@ -62,14 +62,14 @@ def test_a_record_survives_its_bytes(seq: int, attempt: int, kind: Kind, body: d
 def test_a_newer_format_is_a_clear_error() -> None:
     fields = {**json.loads(commit().encode()), "format": FORMAT + 1, "kind": "transmogrify"}
     with pytest.raises(NewerFormatError, match=f"format {FORMAT + 1}") as caught:
-        Record.decode(json.dumps(fields).encode(), url="s3://b/r/1.json")
+        Record.decode(seal(fields), url="s3://b/r/1.json")
     assert "upgrade" in caught.value.hint
     assert caught.value.exit_code == 2
 
 
 def test_fields_of_a_later_version_are_ignored() -> None:
     fields = {**json.loads(commit().encode()), "colour": "blue"}
-    assert Record.decode(json.dumps(fields).encode(), url="x") == commit()
+    assert Record.decode(seal(fields), url="x") == commit()
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         b"{}",
         b'{"format": 1}',
         b'{"format": true}',
-        json.dumps({**json.loads(commit().encode()), "seq": "7"}).encode(),
-        json.dumps({**json.loads(commit().encode()), "seq": True}).encode(),
-        json.dumps({**json.loads(commit().encode()), "kind": "dance"}).encode(),
-        json.dumps({**json.loads(commit().encode()), "body": []}).encode(),
-        json.dumps({**json.loads(commit().encode()), "previous_commit": "5"}).encode(),
+        seal({**json.loads(commit().encode()), "seq": "7"}),
+        seal({**json.loads(commit().encode()), "seq": True}),
+        seal({**json.loads(commit().encode()), "kind": "dance"}),
+        seal({**json.loads(commit().encode()), "body": []}),
+        seal({**json.loads(commit().encode()), "previous_commit": "5"}),
         commit().encode()[:-20],
     ],
 )
@@ -104,3 +104,13 @@ def test_metrics_that_json_cannot_say_come_back() -> None:
     decoded = decode_metrics(encoded)
     assert {name: decoded[name] for name in metrics} == metrics
     assert decoded["d"] != decoded["d"]
+
+
+def test_a_record_shows_every_flipped_bit_by_itself() -> None:
+    data = commit(body={**commit().body, "name": '"self_sha256": "' + "0" * 64 + '"'}).encode()
+    assert Record.decode(data, url="x")
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((DamagedError, NewerFormatError)):
+            Record.decode(bytes(flipped), url="x")

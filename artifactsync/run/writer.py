@@ -1,63 +1,44 @@
 """``Run``: everything of one training run, by its name.
 
-Owns: the wiring of store, queue, journal and publication for one run, and their end. Holds no algorithm.
+Owns: the wiring of store, queue, journal and publication for one run. Holds no algorithm.
 
-Invariant: whatever is done through a ``Run`` stays below ``<remote>/<run_name>/``; what ``checkpoints()`` lists is
-committed, and whole.
+Invariant: whatever is done through a ``Run`` stays below ``<remote>/<run_name>/``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     ConfigurationError,
     DestinationError,
-    MissingPackageError,
     ObjectNotFoundError,
-    RunNotFoundError,
     WaitTimeoutError,
 )
-from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile
-from artifactsync.journal.contents import Artifact, Contents, read_contents
-from artifactsync.journal.copying import CopyReport, copy_run
+from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
 from artifactsync.journal.heartbeat import Heart
 from artifactsync.journal.local_checkpoints import LocalCheckpoint, resumable_locals, write_local_record
-from artifactsync.journal.log import JournalLog, read_catalogue
+from artifactsync.journal.log import JournalLog
 from artifactsync.journal.opening import begin_attempt
 from artifactsync.journal.orphans import MIN_AGE_S
-from artifactsync.journal.pins import keeping_pin
 from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint, Publisher, local_files
-from artifactsync.journal.removal import RemovalReport, plan_removal, remove_run
-from artifactsync.journal.restore import PullReport, Selection, pull_run
-from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.journal.retire import PruneReport, prune
-from artifactsync.journal.runs import RunSummary
-from artifactsync.journal.runs import list_runs as _list_runs
-from artifactsync.journal.status import RunStatus, read_status
-from artifactsync.journal.tails import LogMirror, fetch_log
-from artifactsync.journal.verification import VerifyReport, verify
-from artifactsync.naming import RunLayout, resolve_run_name
-from artifactsync.naming.layout import safe_local_path
-from artifactsync.stores import open_store
-from artifactsync.stores.prefix import PrefixStore
-from artifactsync.stores.protocol import Store
+from artifactsync.journal.status import RunStatus
+from artifactsync.journal.tails import LogMirror
+from artifactsync.run.ending import end_within, open_runs, seconds_left
+from artifactsync.run.pushed import Pushed
+from artifactsync.run.torch_backed import state_io
+from artifactsync.run.view import RunView
 from artifactsync.stores.retry import RetryPolicy, RetryStore
 from artifactsync.transfer import at_exit
-from artifactsync.transfer.pull import PullItem, pull_files
 from artifactsync.transfer.queue import UploadQueue
 
 if TYPE_CHECKING:
@@ -66,60 +47,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from artifactsync.journal.attempt import Attempt, FinishState
-    from artifactsync.stores.filesystem import StoreFileSystem
+    from artifactsync.journal.retention import RetentionPolicy
+    from artifactsync.stores.protocol import Store
     from artifactsync.transfer.patience import Patience
-    from artifactsync.transfer.upload import Upload, UploadedFile
-
-__all__ = [
-    "Artifact",
-    "Checkpoint",
-    "LocalFile",
-    "PendingCheckpoint",
-    "PruneReport",
-    "Pushed",
-    "RetentionPolicy",
-    "Run",
-    "RunStatus",
-    "RunSummary",
-    "list_runs",
-]
-
-_END_S = 1.0
-"""Seconds that the last record of a run has at least, when the time to wait is used up: it is one small request."""
 
 _OUTAGE = RetryPolicy(max_attempts=1 << 30, deadline_s=6 * 3600.0, max_delay_s=30.0, unanswered_deadline_s=6 * 3600.0)
 """Patience behind a training loop: it outlasts the long regional outages of the big clouds."""
 
 
-class Pushed:
-    """Files on their way to the run's folder. Iterable: one ``Upload`` a file."""
-
-    def __init__(self, uploads: Sequence[Upload]) -> None:
-        self.uploads = tuple(uploads)
-        """In path order."""
-
-    def __iter__(self) -> Any:
-        return iter(self.uploads)
-
-    def __len__(self) -> int:
-        return len(self.uploads)
-
-    def result(self, timeout: float | None = None) -> tuple[UploadedFile, ...]:
-        """Wait until all are durable. ``timeout`` in seconds is for all together.
-
-        Raises:
-            UploadError: the first that failed.
-            WaitTimeoutError: not all are durable yet.
-        """
-        give_up_at = None if timeout is None else time.monotonic() + timeout
-        return tuple(upload.result(_left(give_up_at)) for upload in self.uploads)
-
-    def done(self) -> bool:
-        """Whether all are durable, failed or cancelled."""
-        return all(upload.done() for upload in self.uploads)
-
-
-class Run:
+class Run(RunView):
     """One training run, known by its name.
 
     Opening a run for writing claims it: a new attempt begins, and any earlier process of the run is fenced off. With
@@ -166,19 +102,13 @@ class Run:
         max_pending_files: int = 10_000,
         retention: RetentionPolicy | None = None,
     ) -> None:
-        self.name = resolve_run_name(run_name)
-        """The run name."""
-        root = local_root or os.environ.get("ARTIFACTSYNC_LOCAL_ROOT") or "runs"
-        self.local_dir = Path(root) / self.name
-        """The run's local folder."""
-        self._store = (
-            remote
-            if isinstance(remote, Store)
-            else open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
+        super().__init__(
+            run_name,
+            remote=remote,
+            local_root=local_root,
+            storage_options=storage_options,
+            bandwidth_limit=bandwidth_limit,
         )
-        self._is_store_ours = self._store is not remote
-        self.remote = self._store.url
-        """The root under which the run lies, without secrets."""
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._is_closed = False
@@ -188,7 +118,6 @@ class Run:
         self._max_pending_files = max_pending_files
         self._retention = retention
         self._lazy_queue: UploadQueue | None = None
-        self._log = JournalLog(self._store, self.name)
         self._attempt: Attempt | None = None
         if not read_only:
             self._open_for_writing(takeover=takeover, allow_unfenced=allow_unfenced)
@@ -218,50 +147,12 @@ class Run:
             self._store, self._log.layout, attempt=attempt.number, writer=attempt.writer, gauge=self._gauge
         )
         self._heart.start()
-        _open_runs.add(self)
-
-    # -- what is there ------------------------------------------------------------------------------------------
+        open_runs.add(self)
 
     @property
     def attempt(self) -> int:
         """Number of this process's attempt; of the newest one when read-only; 0 if nobody ever claimed the run."""
         return self._attempt.number if self._attempt else self.catalogue().attempt
-
-    @property
-    def fs(self) -> StoreFileSystem:
-        """The run's remote folder as an fsspec file system: plain objects, journal included."""
-        from artifactsync.stores.filesystem import StoreFileSystem  # noqa: PLC0415 - fsspec is slow to import
-
-        return StoreFileSystem(PrefixStore(self._store, self.name))
-
-    def catalogue(self) -> Catalogue:
-        """Read the whole journal."""
-        return read_catalogue(self._log)
-
-    def contents(self) -> Contents:
-        """List the run's remote folder."""
-        return read_contents(self._store, self._layout, self.catalogue())
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """The committed checkpoints, oldest first."""
-        return list(self.catalogue().checkpoints)
-
-    def latest(self) -> Checkpoint | None:
-        """The checkpoint that a resume takes; None if nothing is committed. Four requests however long the run."""
-        head = self._log.find_head()
-        seq = head.record.totals.get("latest") if head else None
-        slot = self._log.read(seq) if isinstance(seq, int) else None
-        if slot is None:
-            return self.catalogue().latest() if seq else None
-        return Checkpoint.from_record(slot.record, run_name=self.name, url=self.remote)
-
-    def best(self, metric: str, mode: Literal["min", "max"] = "min") -> Checkpoint | None:
-        """The checkpoint with the smallest (``mode="max"``: greatest) ``metric``; None if none has it."""
-        return self.catalogue().best(metric, mode)
-
-    def artifacts(self) -> list[Artifact]:
-        """Files of the run that belong to no checkpoint."""
-        return list(self.contents().artifacts)
 
     def status(self) -> RunStatus:
         """How durable the run is now: of this process if it is the writer, else from journal and heartbeat.
@@ -270,10 +161,7 @@ class Run:
             RunNotFoundError: there is no such run.
         """
         if self._attempt is None:
-            status = read_status(self._store, self._log)
-            if status.attempt == 0:
-                self._require(self.contents())
-            return status
+            return super().status()
         uploads = self._queue.status()
         latest = self._attempt.catalogue.latest()
         failures = self._publisher.failures()
@@ -290,8 +178,6 @@ class Run:
             eta_s=uploads.eta_s,
             last_error=uploads.last_error or (str(failures[0]) if failures else None),
         )
-
-    # -- to the remote ------------------------------------------------------------------------------------------
 
     def save(
         self,
@@ -319,8 +205,7 @@ class Run:
             ConfigurationError: the state holds something that could not be loaded again safely; names where.
             MissingPackageError: torch is not installed.
         """
-        state_io = self._torch_backed()
-        pending: PendingCheckpoint = state_io.save_state(
+        pending: PendingCheckpoint = state_io().save_state(
             self, state, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics
         )
         return pending
@@ -340,7 +225,7 @@ class Run:
         Raises:
             DamagedError: every checkpoint of the run is damaged.
         """
-        return self._torch_backed().resume_state(self, state, map_location=map_location, strict=strict)
+        return state_io().resume_state(self, state, map_location=map_location, strict=strict)
 
     def save_files(
         self,
@@ -429,13 +314,14 @@ class Run:
             CheckpointFile(path=f.path, key=self._layout.artifact(f.path), size=f.size_bytes, sha256=f.sha256 or "")
             for f in files
         )
+        label = Label(name=name, step=step, epoch=epoch, batch=batch, metrics=metrics)
         checkpoint = Checkpoint(
-            name=name,
-            step=step,
-            epoch=epoch,
-            batch=batch,
+            name=label.name,
+            step=label.step,
+            epoch=label.epoch,
+            batch=label.batch,
             attempt=self._attempt.number,
-            metrics=metrics,
+            metrics=label.metrics,
             files=entries,
             committed_at="",
             seq=0,
@@ -530,143 +416,6 @@ class Run:
             orphans_age_s=orphans_age_s,
         )
 
-    # -- from the remote ----------------------------------------------------------------------------------------
-
-    def pull(
-        self,
-        destination: str | os.PathLike[str],
-        *,
-        checkpoint: str = "latest",
-        include: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        metric: str | None = None,
-        mode: Literal["min", "max"] = "min",
-        only: Literal["checkpoints", "logs", "all"] = "all",
-        dry_run: bool = False,
-        **observers: Any,
-    ) -> PullReport:
-        """Bring the run to a local folder, verified; what is there already with the right bytes is not fetched again.
-
-        Args:
-            destination: The folder; made if it is not there.
-            checkpoint: ``latest``, ``best``, ``none``, or a name. A damaged latest one falls back to the one before.
-            include: Shell patterns of paths to bring; none given means all.
-            exclude: Shell patterns of paths to leave.
-            metric: What decides ``best``.
-            mode: Whether the smallest or the greatest value is best.
-            only: ``checkpoints``, ``logs`` (everything else) or ``all``.
-            dry_run: Say what would come.
-            **observers: ``on_plan``, ``on_progress``, ``on_fallback`` of ``journal.restore.pull``.
-
-        Raises:
-            RunNotFoundError: there is no such run.
-            CheckpointNotFoundError: it has no such checkpoint.
-            DamagedError: bytes differ from what was committed, and there is nothing to fall back to.
-            DestinationError, DiskFullError: the destination cannot be used; nothing half-written has a visible name.
-        """
-        catalogue = self.catalogue()
-        contents = self._require(read_contents(self._store, self._layout, catalogue))
-        return pull_run(
-            self._store,
-            self._layout,
-            Path(destination),
-            selection=Selection(
-                checkpoint=checkpoint,
-                metric=metric,
-                mode=mode,
-                only=only,
-                include=tuple(include),
-                exclude=tuple(exclude),
-            ),
-            catalogue=catalogue,
-            contents=contents,
-            log=self._log,
-            dry_run=dry_run,
-            **observers,
-        )
-
-    def verify(self, *, deep: bool = False) -> VerifyReport:
-        """Check that every committed file is there with its size; ``deep`` reads and hashes every byte.
-
-        Raises:
-            RunNotFoundError: there is no such run.
-        """
-        catalogue = self.catalogue()
-        if not catalogue.seq:
-            self._require(self.contents())
-        return verify(self._store, self.name, catalogue, deep=deep)
-
-    def copy_to(
-        self,
-        remote: str | os.PathLike[str] | Store,
-        *,
-        storage_options: Mapping[str, Any] | None = None,
-        **observers: Any,
-    ) -> CopyReport:
-        """Copy the whole run to another remote, verified; an interrupted copy shows nothing there, and is continued.
-
-        Args:
-            remote: Root URI of the other remote, or an opened store.
-            storage_options: What fsspec's file system for it takes.
-            **observers: ``on_plan`` and ``on_progress`` of ``journal.copying.copy_run``.
-
-        Raises:
-            RunNotFoundError: there is no such run.
-            DestinationError: another run of that name is there.
-            DamagedError: bytes differ from what was committed; nothing became visible there.
-        """
-        if isinstance(remote, Store):
-            return copy_run(self._store, remote, self.name, **observers)
-        target = open_store(remote, storage_options)
-        try:
-            return copy_run(self._store, target, self.name, **observers)
-        finally:
-            target.close()
-
-    def remove(self, *, dry_run: bool = False, **observers: Any) -> RemovalReport:
-        """Remove the run from the remote; what was interrupted is finished by removing again.
-
-        Args:
-            dry_run: Say what would go.
-            **observers: ``on_plan`` and ``on_progress`` of ``journal.removal.remove_run``.
-
-        Raises:
-            RunNotFoundError: there is no such run.
-            RunIsLiveError: it has a writer that is alive, perhaps this process; nothing was changed.
-            PermissionDeniedError: these credentials may not delete; nothing was changed.
-        """
-        if dry_run:
-            return plan_removal(self._store, self._log)
-        return remove_run(self._store, self._log, **observers)
-
-    def ensure_local(self, checkpoint: Checkpoint) -> dict[str, Path]:
-        """Have every file of a checkpoint below ``local_dir``, verified by hash; fetches what is missing or differs.
-
-        Returns:
-            Path below the run → local file.
-
-        Raises:
-            DamagedError: bytes on the remote differ from what was committed.
-        """
-        items = [PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256) for f in checkpoint.files]
-        with keeping_pin(self._store, self._layout) as keeper:
-            keeper.pin(checkpoint.seq)
-            pull_files(self._store, items, self.local_dir)
-        return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
-
-    def fetch_log(self, path: str, local: Path, *, size_bytes: int, sha256: str) -> bool:
-        """Bring back a mirrored log whose first ``size_bytes`` have this hash; says whether there is such a one.
-
-        Args:
-            path: Below the run's folder.
-            local: Where to; replaced. It may come longer than asked for.
-            size_bytes: How many bytes are known.
-            sha256: Their hash.
-        """
-        return fetch_log(self._store, self._layout, path, local, size_bytes=size_bytes, sha256=sha256)
-
-    # -- the end ------------------------------------------------------------------------------------------------
-
     def wait(self, timeout: float | None = None) -> None:
         """Wait until everything handed over is durable and committed.
 
@@ -685,7 +434,7 @@ class Run:
         if self._attempt:
             for pending in self._publisher.pending():
                 with contextlib.suppress(Exception):  # told below, once, with all the others
-                    pending.result(_left(give_up_at))
+                    pending.result(seconds_left(give_up_at))
             if still := self._publisher.pending():
                 status = self._queue.status()
                 raise WaitTimeoutError(
@@ -697,10 +446,10 @@ class Run:
                 )
             if failures := self._publisher.take_failures():
                 with contextlib.suppress(ArtifactSyncError):  # the uploads of the same checkpoints
-                    self._queue.wait(_left(give_up_at))
+                    self._queue.wait(seconds_left(give_up_at))
                 raise failures[0]
         if self._lazy_queue:
-            self._lazy_queue.wait(_left(give_up_at))
+            self._lazy_queue.wait(seconds_left(give_up_at))
 
     def close(self, timeout: float | None = None, *, state: FinishState = "completed") -> None:
         """Wait until everything is durable, write down how the run ended, and release what is held. Idempotent.
@@ -716,12 +465,17 @@ class Run:
             if self._is_closed:
                 return
             self._is_closed = True
-        _open_runs.discard(self)
+        open_runs.discard(self)
         give_up_at = None if timeout is None else time.monotonic() + timeout
         try:
             self.wait(timeout)
             if self._attempt:
-                self._within(give_up_at, lambda: self._write_end(state, give_up_at))
+                end_within(
+                    give_up_at,
+                    lambda: self._write_end(state, give_up_at),
+                    run_name=self.name,
+                    url=self.remote,
+                )
         finally:
             if self._attempt:
                 self._publisher.close()
@@ -750,14 +504,9 @@ class Run:
         except Exception as problem:  # noqa: BLE001 - must not hide the error that ended the block
             at_exit.tell(f"not everything is durable: {problem}")
 
-    def __repr__(self) -> str:
-        return f"<Run {self.name!r} at {self.remote}>"
-
-    # -- within -------------------------------------------------------------------------------------------------
-
-    @property
-    def _layout(self) -> RunLayout:
-        return self._log.layout
+    def belongs_to(self, pid: int) -> bool:
+        """Whether the process ``pid`` opened the run; a forked child did not."""
+        return self._pid == pid
 
     @property
     def _queue(self) -> UploadQueue:
@@ -792,40 +541,6 @@ class Run:
             self._attempt.finish(state)
             self._log.advise(self._attempt.catalogue.seq)
 
-    def _within(self, give_up_at: float | None, call: Callable[[], None]) -> None:
-        """Call, but wait no longer than until ``give_up_at``: the journal is patient, and a store may hang.
-
-        Raises:
-            WaitTimeoutError: it goes on in the background.
-        """
-        if give_up_at is None:
-            call()
-            return
-        ended: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                call()
-            except BaseException as error:  # noqa: BLE001 - raised below
-                ended.set_exception(error)
-            else:
-                ended.set_result(None)
-
-        try:
-            threading.Thread(target=run, name="artifactsync-end", daemon=True).start()
-        except RuntimeError:  # the interpreter is ending and starts no more threads
-            run()
-        try:
-            ended.result(max(_END_S, give_up_at - time.monotonic()))
-        except FutureTimeoutError as error:
-            if ended.done():
-                raise
-            raise WaitTimeoutError(
-                f"how run {self.name!r} ended is not written down on the remote, which does not answer",
-                hint="nothing is lost: the next attempt can begin all the same",
-                url=self.remote,
-            ) from error
-
     def _seal_logs(self, state: FinishState, give_up_at: float | None) -> None:
         """Put the whole logs under their plain keys, unless the run is another's by now."""
         try:
@@ -834,7 +549,7 @@ class Run:
             return
         if self._attempt and head and head.record.attempt == self._attempt.number:
             # A run that was stopped will be continued, and its logs too, from the segments.
-            self._logs.seal(self._store, timeout=lambda: _left(give_up_at), clean=state == "completed")
+            self._logs.seal(self._store, timeout=lambda: seconds_left(give_up_at), clean=state == "completed")
 
     def _retain(self) -> None:
         """Apply ``retention``, on the publication thread: nothing is waited for there."""
@@ -847,18 +562,6 @@ class Run:
                 is_patient=False,
                 orphans_age_s=None,
             )
-
-    def _require(self, contents: Contents) -> Contents:
-        if contents.is_empty:
-            from difflib import get_close_matches  # noqa: PLC0415 - only for an error message
-
-            near = get_close_matches(self.name, list(self._store.list_folders()), n=3)
-            raise RunNotFoundError(
-                f"there is no run {self.name!r} at {self.remote}",
-                hint=f"did you mean {' or '.join(near)}?" if near else "see `artifactsync ls` for the runs there",
-                url=f"{self.remote}/{self.name}",
-            )
-        return contents
 
     def _own_path(self, source: Path) -> str:
         try:
@@ -874,73 +577,6 @@ class Run:
                 f"{file} does not lie below {self.local_dir}", hint="give {path below the run: local path} instead"
             ) from error
 
-    @staticmethod
-    def _torch_backed() -> Any:
-        # The half that needs torch plugs in from above by name, so that this room imports nothing above it.
-        try:
-            return importlib.import_module("artifactsync.checkpoint.state_io")
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in {"torch", "numpy"}:
-                raise
-            raise MissingPackageError(
-                "Run.save and Run.resume need torch, which is not installed",
-                hint="pip install 'artifactsync[torch]', or use save_files",
-            ) from error
-
-
-def list_runs(
-    remote: str | os.PathLike[str] | None = None, storage_options: Mapping[str, Any] | None = None
-) -> list[RunSummary]:
-    """The runs under a remote, the one with the newest commit first.
-
-    Args:
-        remote: Root URI, else ``ARTIFACTSYNC_REMOTE``.
-        storage_options: What fsspec's file system for the remote takes.
-    """
-    store = open_store(remote_of(remote), storage_options)
-    try:
-        return _list_runs(store)
-    finally:
-        store.close()
-
-
-def remote_of(remote: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
-    """The given remote, else that of the environment.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
-    found = remote or os.environ.get("ARTIFACTSYNC_REMOTE")
-    if not found:
-        raise ConfigurationError(
-            "no remote is given", hint="pass remote='s3://bucket/prefix', or set ARTIFACTSYNC_REMOTE"
-        )
-    return found
-
-
-def _left(give_up_at: float | None) -> float | None:
-    return None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
-
 
 def _is_ours(file: Path) -> bool:
     return any(part.startswith((".artifactsync", ".git")) for part in file.parts) or ".artifactsync-" in file.name
-
-
-_open_runs: weakref.WeakSet[Run] = weakref.WeakSet()
-
-
-def _close_at_exit() -> None:
-    """Drain runs that were never closed, for as long as the grace period allows."""
-    for run in list(_open_runs):
-        if run._pid == os.getpid():  # noqa: SLF001 - a forked child must leave its parent's runs alone
-            try:
-                run.close(at_exit.grace_s(), state="failed" if _died_of_an_exception() else "completed")
-            except Exception as error:  # noqa: BLE001 - what a caller's prepare raised must not keep the others back
-                at_exit.tell(f"not everything is durable: {error}")
-
-
-def _died_of_an_exception() -> bool:
-    return getattr(sys, "last_exc", None) is not None or getattr(sys, "last_value", None) is not None
-
-
-at_exit.before_drain(_close_at_exit)

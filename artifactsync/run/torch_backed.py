@@ -1,0 +1,25 @@
+"""The half of ``Run`` that needs torch plugs in from above by name, so that this room imports nothing above it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from artifactsync.errors import MissingPackageError
+
+
+def state_io() -> Any:
+    """The module that saves and resumes training state.
+
+    Raises:
+        MissingPackageError: torch is not installed.
+    """
+    try:
+        return importlib.import_module("artifactsync.checkpoint.state_io")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"torch", "numpy"}:
+            raise
+        raise MissingPackageError(
+            "Run.save and Run.resume need torch, which is not installed",
+            hint="pip install 'artifactsync[torch]', or use save_files",
+        ) from error

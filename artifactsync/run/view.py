@@ -1,0 +1,270 @@
+"""What can be seen of a run, and brought here, without owning it.
+
+Owns: ``RunView``, the reading half of ``Run``. Does not own: anything that needs a claim (``writer``).
+
+Invariant: nothing here appends to the journal but a removal; what ``checkpoints()`` lists is committed, and whole.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from artifactsync.errors import (
+    RunNotFoundError,
+)
+from artifactsync.journal.catalogue import Catalogue, Checkpoint
+from artifactsync.journal.contents import Artifact, Contents, read_contents
+from artifactsync.journal.copying import CopyReport, copy_run
+from artifactsync.journal.log import JournalLog, read_catalogue
+from artifactsync.journal.pins import keeping_pin
+from artifactsync.journal.removal import RemovalReport, plan_removal, remove_run
+from artifactsync.journal.restore import PullReport, Selection, pull_run
+from artifactsync.journal.status import RunStatus, read_status
+from artifactsync.journal.tails import fetch_log
+from artifactsync.journal.verification import VerifyReport, verify
+from artifactsync.naming import RunLayout, resolve_run_name
+from artifactsync.naming.layout import safe_local_path
+from artifactsync.run.remotes import remote_of
+from artifactsync.stores import open_store
+from artifactsync.stores.prefix import PrefixStore
+from artifactsync.stores.protocol import Store
+from artifactsync.transfer.pull import PullItem, pull_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from artifactsync.stores.filesystem import StoreFileSystem
+
+
+class RunView:
+    """A run as everybody may read it; see ``Run`` for the arguments."""
+
+    def __init__(
+        self,
+        run_name: str | None,
+        *,
+        remote: str | os.PathLike[str] | Store | None,
+        local_root: str | os.PathLike[str] | None,
+        storage_options: Mapping[str, Any] | None,
+        bandwidth_limit: float | None,
+    ) -> None:
+        self.name = resolve_run_name(run_name)
+        """The run name."""
+        root = local_root or os.environ.get("ARTIFACTSYNC_LOCAL_ROOT") or "runs"
+        self.local_dir = Path(root) / self.name
+        """The run's local folder."""
+        self._store = (
+            remote
+            if isinstance(remote, Store)
+            else open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
+        )
+        self._is_store_ours = self._store is not remote
+        self.remote = self._store.url
+        """The root under which the run lies, without secrets."""
+        self._log = JournalLog(self._store, self.name)
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt; 0 if nobody ever claimed the run."""
+        return self.catalogue().attempt
+
+    @property
+    def fs(self) -> StoreFileSystem:
+        """The run's remote folder as an fsspec file system: plain objects, journal included."""
+        from artifactsync.stores.filesystem import StoreFileSystem  # noqa: PLC0415 - fsspec is slow to import
+
+        return StoreFileSystem(PrefixStore(self._store, self.name))
+
+    def catalogue(self) -> Catalogue:
+        """Read the whole journal."""
+        return read_catalogue(self._log)
+
+    def contents(self) -> Contents:
+        """List the run's remote folder."""
+        return read_contents(self._store, self._layout, self.catalogue())
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """The committed checkpoints, oldest first."""
+        return list(self.catalogue().checkpoints)
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint that a resume takes; None if nothing is committed. Four requests however long the run."""
+        head = self._log.find_head()
+        seq = head.record.totals.get("latest") if head else None
+        slot = self._log.read(seq) if isinstance(seq, int) else None
+        if slot is None:
+            return self.catalogue().latest() if seq else None
+        return Checkpoint.from_record(slot.record, run_name=self.name, url=self.remote)
+
+    def best(self, metric: str, mode: Literal["min", "max"] = "min") -> Checkpoint | None:
+        """The checkpoint with the smallest (``mode="max"``: greatest) ``metric``; None if none has it."""
+        return self.catalogue().best(metric, mode)
+
+    def artifacts(self) -> list[Artifact]:
+        """Files of the run that belong to no checkpoint."""
+        return list(self.contents().artifacts)
+
+    def status(self) -> RunStatus:
+        """How durable the run is, as journal and heartbeat say.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        status = read_status(self._store, self._log)
+        if status.attempt == 0:
+            self._require(self.contents())
+        return status
+
+    def pull(
+        self,
+        destination: str | os.PathLike[str],
+        *,
+        checkpoint: str = "latest",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        metric: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        only: Literal["checkpoints", "logs", "all"] = "all",
+        dry_run: bool = False,
+        **observers: Any,
+    ) -> PullReport:
+        """Bring the run to a local folder, verified; what is there already with the right bytes is not fetched again.
+
+        Args:
+            destination: The folder; made if it is not there.
+            checkpoint: ``latest``, ``best``, ``none``, or a name. A damaged latest one falls back to the one before.
+            include: Shell patterns of paths to bring; none given means all.
+            exclude: Shell patterns of paths to leave.
+            metric: What decides ``best``.
+            mode: Whether the smallest or the greatest value is best.
+            only: ``checkpoints``, ``logs`` (everything else) or ``all``.
+            dry_run: Say what would come.
+            **observers: ``on_plan``, ``on_progress``, ``on_fallback`` of ``journal.restore.pull``.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            CheckpointNotFoundError: it has no such checkpoint.
+            DamagedError: bytes differ from what was committed, and there is nothing to fall back to.
+            DestinationError, DiskFullError: the destination cannot be used; nothing half-written has a visible name.
+        """
+        catalogue = self.catalogue()
+        contents = self._require(read_contents(self._store, self._layout, catalogue))
+        return pull_run(
+            self._store,
+            self._layout,
+            Path(destination),
+            selection=Selection(
+                checkpoint=checkpoint,
+                metric=metric,
+                mode=mode,
+                only=only,
+                include=tuple(include),
+                exclude=tuple(exclude),
+            ),
+            catalogue=catalogue,
+            contents=contents,
+            log=self._log,
+            dry_run=dry_run,
+            **observers,
+        )
+
+    def verify(self, *, deep: bool = False) -> VerifyReport:
+        """Check that every committed file is there with its size; ``deep`` reads and hashes every byte.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        catalogue = self.catalogue()
+        if not catalogue.seq:
+            self._require(self.contents())
+        return verify(self._store, self.name, catalogue, deep=deep)
+
+    def copy_to(
+        self,
+        remote: str | os.PathLike[str] | Store,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        **observers: Any,
+    ) -> CopyReport:
+        """Copy the whole run to another remote, verified; an interrupted copy shows nothing there, and is continued.
+
+        Args:
+            remote: Root URI of the other remote, or an opened store.
+            storage_options: What fsspec's file system for it takes.
+            **observers: ``on_plan`` and ``on_progress`` of ``journal.copying.copy_run``.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            DestinationError: another run of that name is there.
+            DamagedError: bytes differ from what was committed; nothing became visible there.
+        """
+        if isinstance(remote, Store):
+            return copy_run(self._store, remote, self.name, **observers)
+        target = open_store(remote, storage_options)
+        try:
+            return copy_run(self._store, target, self.name, **observers)
+        finally:
+            target.close()
+
+    def remove(self, *, dry_run: bool = False, **observers: Any) -> RemovalReport:
+        """Remove the run from the remote; what was interrupted is finished by removing again.
+
+        Args:
+            dry_run: Say what would go.
+            **observers: ``on_plan`` and ``on_progress`` of ``journal.removal.remove_run``.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+            RunIsLiveError: it has a writer that is alive, perhaps this process; nothing was changed.
+            PermissionDeniedError: these credentials may not delete; nothing was changed.
+        """
+        if dry_run:
+            return plan_removal(self._store, self._log)
+        return remove_run(self._store, self._log, **observers)
+
+    def ensure_local(self, checkpoint: Checkpoint) -> dict[str, Path]:
+        """Have every file of a checkpoint below ``local_dir``, verified by hash; fetches what is missing or differs.
+
+        Returns:
+            Path below the run → local file.
+
+        Raises:
+            DamagedError: bytes on the remote differ from what was committed.
+        """
+        items = [PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256) for f in checkpoint.files]
+        with keeping_pin(self._store, self._layout) as keeper:
+            keeper.pin(checkpoint.seq)
+            pull_files(self._store, items, self.local_dir)
+        return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
+
+    def fetch_log(self, path: str, local: Path, *, size_bytes: int, sha256: str) -> bool:
+        """Bring back a mirrored log whose first ``size_bytes`` have this hash; says whether there is such a one.
+
+        Args:
+            path: Below the run's folder.
+            local: Where to; replaced. It may come longer than asked for.
+            size_bytes: How many bytes are known.
+            sha256: Their hash.
+        """
+        return fetch_log(self._store, self._layout, path, local, size_bytes=size_bytes, sha256=sha256)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} at {self.remote}>"
+
+    @property
+    def _layout(self) -> RunLayout:
+        return self._log.layout
+
+    def _require(self, contents: Contents) -> Contents:
+        if contents.is_empty:
+            from difflib import get_close_matches  # noqa: PLC0415 - only for an error message
+
+            near = get_close_matches(self.name, list(self._store.list_folders()), n=3)
+            raise RunNotFoundError(
+                f"there is no run {self.name!r} at {self.remote}",
+                hint=f"did you mean {' or '.join(near)}?" if near else "see `artifactsync ls` for the runs there",
+                url=f"{self.remote}/{self.name}",
+            )
+        return contents

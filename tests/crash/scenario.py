@@ -100,7 +100,7 @@ def bytes_of(path: str, *, attempt: int) -> bytes:
 def paths_of(step: int, *, is_large: bool = False) -> list[str]:
     """The files of the checkpoint at ``step``."""
     second = "large.pt" if is_large else "optim.pt"
-    return [f"checkpoints/ep0-ba{step}-{what}" for what in ("rank0.pt", second, "config.json")]
+    return [*(f"checkpoints/ep0-ba{step}-{what}" for what in ("rank0.pt", second)), "checkpoints/config.json"]
 
 
 def write(run: Run, path: str, data: bytes) -> Path:

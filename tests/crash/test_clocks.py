@@ -73,7 +73,7 @@ PROGRAM = """
         records = [
             json.loads(run.fs.cat_file(path)) for path in sorted(run.fs.find(".artifactsync/journal"))
         ]
-        own = {"write_id", "writer", "prev_sha256", "time"}
+        own = {"write_id", "writer", "prev_sha256", "self_sha256", "time"}
         for record in records:
             record["body"].pop("owner", None)  # a writer
         return {

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from artifactsync.errors import (
+    AlreadyExistsError,
     ArtifactSyncError,
     CredentialsError,
     ObjectNotFoundError,
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _MIB = 1024 * 1024
+_ASK_FIRST_BYTES = 1024 * 1024
+"""Before a create-only write of more than this, the store is asked whether the key is free: a service that refuses in
+mid-body may cut the line (LocalStack does), and then the answer is lost. The condition still decides."""
+
 _SINGLE_CREATE_BYTES = 64 * _MIB  # beyond, a create-only upload goes in parts and the condition is on its completion
 _SINGLE_DELETES = 3  # so many keys are deleted one by one; more of them a thousand at a time
 _BULK_DELETES = 1000  # Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html
@@ -116,10 +121,20 @@ class S3ObjectStore(ObjectStore):
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Write an object unless it exists; a large one in parts. See ``Store.put_if_absent``."""
+        size_bytes = len(body) if isinstance(body, bytes) else body.size_bytes
+        if size_bytes > _ASK_FIRST_BYTES and self._exists(key):
+            raise AlreadyExistsError(f"{self.url}/{key} exists already", url=f"{self.url}/{key}")
         if isinstance(body, bytes) or body.size_bytes <= _SINGLE_CREATE_BYTES:
             return super().put_if_absent(key, body)
         split_key(key)
         return self._create_in_parts(key, body)
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except ObjectNotFoundError:
+            return False
+        return True
 
     @property
     def ordered_listing(self) -> bool:  # type: ignore[override] # which service it is decides

@@ -48,6 +48,8 @@ class Resumed:
     publishing: PendingCheckpoint | None = None
     """Set if it came from this disk, newer than every commit: it is being published now, and ``checkpoint`` has no
     ``committed_at`` yet."""
+    passed_over: tuple[str, ...] = ()
+    """Names of newer checkpoints that were not taken, newest first: damaged, or without a state. Each was warned of."""
 
     @property
     def step(self) -> int:
@@ -121,8 +123,10 @@ def resume_state(
 ) -> Resumed | None:
     """Load the newest checkpoint of ``run``: the newest commit, or what an attempt left on this disk after it.
 
-    A checkpoint whose bytes are damaged is passed over with a warning, and the one before it is taken. One that is on
-    this disk alone is taken only if it continues what is committed (``journal.local_checkpoints``), and is published.
+    A checkpoint whose bytes are damaged is passed over with a warning, and the one before it is taken; likewise one
+    of ``save_files`` without any ``.pt`` file, as it can hold no state. One with ``.pt`` files of which none is this
+    rank's is an error: it may be the newest state, in a form that only its author can load. One that is on this disk
+    alone is taken only if it continues what is committed (``journal.local_checkpoints``), and is published.
 
     Args:
         run: The run.
@@ -135,13 +139,19 @@ def resume_state(
 
     Raises:
         DamagedError: no checkpoint of the run is whole.
+        CheckpointNotFoundError: the run's checkpoints hold no state, or the newest one none of this rank.
         ConfigurationError: the checkpoint does not fit ``state``.
     """
     if (resumed := _resume_local(run, state, map_location=map_location, strict=strict)) is not None:
         return resumed
-    candidates = sorted(run.checkpoints(), key=lambda c: (c.attempt, c.step, c.seq), reverse=True)
+    candidates = sorted(run.checkpoints(), key=_order, reverse=True)
     damage: DamagedError | None = None
+    stateless = [checkpoint for checkpoint in candidates if not _may_hold_state(checkpoint)]
+    passed_over: list[str] = []
     for checkpoint in candidates:
+        if checkpoint in stateless:
+            passed_over.append(checkpoint.name)
+            continue
         try:
             saved = load_file(_state_file(run.ensure_local(checkpoint), checkpoint), map_location=map_location)
         except DamagedError as error:
@@ -151,17 +161,42 @@ def resume_state(
                 RuntimeWarning,
                 stacklevel=2,
             )
+            passed_over.append(checkpoint.name)
             continue
+        newer = [c for c in stateless if _order(c) > _order(checkpoint)]
+        if newer:
+            warnings.warn(
+                f"checkpoint {newer[0].name!r} (step {newer[0].step}) of run {run.name!r} was saved with save_files and "
+                f"holds no state that a resume can load: going on from {checkpoint.name!r} (step {checkpoint.step}). "
+                "If the newest state is in those files, stop, and load them yourself with Run.pull",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         if state is not None:
             restore(state, saved, strict=strict)
-        return Resumed(checkpoint=checkpoint, state=saved)
+        return Resumed(checkpoint=checkpoint, state=saved, passed_over=tuple(passed_over))
     if damage is not None:
         raise DamagedError(
-            f"none of the {len(candidates)} checkpoints of run {run.name!r} is whole; the oldest one: {damage}",
+            f"none of the {len(candidates) - len(stateless)} checkpoints of run {run.name!r} is whole; the oldest one: "
+            f"{damage}",
             hint="run `artifactsync verify --deep`, and restore the files or start a new run",
             url=damage.url,
         ) from damage
+    if stateless:
+        raise CheckpointNotFoundError(
+            f"no checkpoint of run {run.name!r} holds a state; the newest, {stateless[0].name!r}, was saved with "
+            f"save_files and has no .pt file among its {len(stateless[0].files)} files",
+            hint="use Run.pull (or `artifactsync pull`) and load them yourself",
+        )
     return None
+
+
+def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    return checkpoint.attempt, checkpoint.step, checkpoint.seq
+
+
+def _may_hold_state(checkpoint: Checkpoint) -> bool:
+    return any(file.path.endswith(".pt") for file in checkpoint.files)
 
 
 def _resume_local(run: Run | LocalRun, state: Any, *, map_location: Any, strict: bool) -> Resumed | None:
@@ -283,6 +318,7 @@ def _state_file(files: Mapping[str, Path], checkpoint: Checkpoint) -> Path:
     if len(own) == 1:
         return own[0]
     raise CheckpointNotFoundError(
-        f"checkpoint {checkpoint.name!r} has no state of rank {rank()} among its {len(files)} files",
+        f"checkpoint {checkpoint.name!r} (step {checkpoint.step}) has no state of rank {rank()} among its "
+        f"{len(files)} files",
         hint="it was saved with save_files or by another number of processes: use Run.pull and load it yourself",
     )

@@ -77,12 +77,51 @@ def test_what_cannot_be_saved_is_refused_before_anything_happens(tmp_path):
         assert len(run.checkpoints()) == 1
 
 
+def _save_files(run, step, *names):
+    for name in names:
+        (run.local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"step": step}, run.local_dir / name)
+    return run.save_files([run.local_dir / name for name in names], step=step).result(30)
+
+
 def test_files_that_are_no_state_are_named(tmp_path):
     with _open(tmp_path) as run:
-        file = run.local_dir / "weights.bin"
-        file.write_bytes(b"1234")
-        run.save_files([file], step=1).result(30)
-        with pytest.raises(CheckpointNotFoundError, match="no state of rank 0"):
+        _save_files(run, 1, "weights.bin")
+        with pytest.raises(
+            CheckpointNotFoundError, match=r"no checkpoint of run 'r' holds a state.*'ep0-ba1'"
+        ) as raised:
+            run.resume()
+        assert "Run.pull" in raised.value.hint
+
+
+def test_a_single_file_that_torch_can_load_is_a_state(tmp_path):
+    with _open(tmp_path) as run:
+        run.save({"step": 1}, step=1).result(30)
+        _save_files(run, 2, "best.pt", "notes.txt")
+        resumed = run.resume()
+        assert (resumed.step, resumed.state, resumed.passed_over) == (2, {"step": 2}, ())
+
+
+def test_files_without_a_state_are_passed_over_loudly(tmp_path):
+    with _open(tmp_path) as run:
+        _save_files(run, 1, "old.safetensors")
+        run.save({"step": 2}, step=2).result(30)
+        _save_files(run, 3, "export/weights.safetensors")
+        newest = _save_files(run, 4, "export/more.safetensors")
+    with _open(tmp_path, "b") as run:
+        with pytest.warns(RuntimeWarning, match=r"'ep0-ba4' \(step 4\).*going on from 'ep0-ba2' \(step 2\)") as told:
+            resumed = run.resume()
+        assert (resumed.step, resumed.state) == (2, {"step": 2})
+        assert resumed.passed_over == ("ep0-ba4", "ep0-ba3")
+        assert [warning.filename for warning in told] == [__file__]  # it points at the caller's line
+        assert not (run.local_dir / newest.files[0].path).exists()  # and what is of no use was not fetched
+
+
+def test_states_of_another_shape_are_never_passed_over(tmp_path):
+    with _open(tmp_path) as run:
+        run.save({"step": 1}, step=1).result(30)
+        _save_files(run, 2, "model.pt", "optimizer.pt")
+        with pytest.raises(CheckpointNotFoundError, match=r"'ep0-ba2' \(step 2\) has no state of rank 0 among its 2"):
             run.resume()
 
 

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 REMOTE ?= local
+# Test processes; each has servers of its own.
+WORKERS ?= 2
 # The system's certificates, as pip and browsers use them: a company's proxy has its own. (The second is for older uv.)
 export UV_SYSTEM_CERTS := 1
 export UV_NATIVE_TLS := 1
@@ -31,7 +33,7 @@ demo: $(VENV)/.demo  ## train, kill -9, resume by name elsewhere, pull, verify. 
 	$(BIN)/python examples/demo.py --remote $(REMOTE)
 
 test: $(VENV)/.test lint  ## everything, against real servers on loopback
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

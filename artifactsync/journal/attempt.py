@@ -83,6 +83,7 @@ class Attempt:
         batch: int,
         metrics: Mapping[str, float],
         files: Sequence[CheckpointFile],
+        timing: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Make a checkpoint visible; every file must be durable already.
 
@@ -90,7 +91,7 @@ class Attempt:
             RunFencedError: a later attempt owns the run; nothing became visible.
             KeysRetiredError: a file that it references is being deleted; nothing became visible. Send it again.
         """
-        body = commit_body(name=name, step=step, epoch=epoch, batch=batch, metrics=metrics, files=files)
+        body = commit_body(name=name, step=step, epoch=epoch, batch=batch, metrics=metrics, files=files, timing=timing)
         with self._lock:
             while True:
                 if self.is_finished:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import ConfigurationError, DamagedError
 from artifactsync.journal.record import Kind, Record, decode_metrics, encode_metrics
+from artifactsync.journal.timing import NOTHING, read_timing
 from artifactsync.naming.layout import check_relative
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class Checkpoint:
     """Writer's wall-clock time of the commit, ISO 8601. Informs, never decides."""
     seq: int
     """Number of its commit record."""
+    timing: Mapping[str, float] = field(default_factory=lambda: NOTHING)
+    """Seconds from the call that saved it, where the writer noted them: ``stall_s`` (training stood still),
+    ``written_s`` (whole on the writer's disk), ``durable_s`` (confirmed by the store). Informs, never decides."""
 
     @property
     def bytes(self) -> int:
@@ -74,6 +78,7 @@ class Checkpoint:
             "bytes": self.bytes,
             "committed_at": self.committed_at,
             "metrics": encode_metrics(dict(self.metrics)),
+            "timing": dict(self.timing),
             "files": [dict(file.__dict__) for file in self.files],
         }
 
@@ -104,16 +109,25 @@ class Checkpoint:
                 ),
                 committed_at=record.time,
                 seq=record.seq,
+                timing=read_timing(body.get("timing")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedError(f"commit record {record.seq} is malformed ({error})", url=url) from error
 
 
 def commit_body(
-    *, name: str, step: int, epoch: int, batch: int, metrics: Mapping[str, float], files: Iterable[CheckpointFile]
+    *,
+    name: str,
+    step: int,
+    epoch: int,
+    batch: int,
+    metrics: Mapping[str, float],
+    files: Iterable[CheckpointFile],
+    timing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The body of a commit record. Keys are written relative to the run's folder, so that a run can be copied."""
     return {
+        **({"timing": dict(timing)} if timing else {}),
         "name": name,
         "step": step,
         "epoch": epoch,

@@ -30,6 +30,7 @@ from artifactsync.errors import (
 )
 from artifactsync.journal.attempt import KeysRetiredError
 from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
+from artifactsync.journal.timing import SaveTiming
 from artifactsync.journal.worker import SerialWorker
 from artifactsync.naming.layout import RunLayout, check_relative, sibling
 from artifactsync.transfer.hashing import hash_file
@@ -99,9 +100,11 @@ class Label:
 class PendingCheckpoint:
     """A checkpoint on its way. It is committed, or it does not exist: there is nothing in between."""
 
-    def __init__(self, label: Label, future: Future[Checkpoint]) -> None:
+    def __init__(self, label: Label, future: Future[Checkpoint], timing: SaveTiming | None = None) -> None:
         self.label = label
         """What was asked for."""
+        self.timing = timing or SaveTiming()
+        """What its commit record says of how long it took; whoever saves may add marks."""
         self._future = future
 
     def result(self, timeout: float | None = None) -> Checkpoint:
@@ -186,7 +189,9 @@ class Publisher:
             RunFencedError: this attempt has lost the run.
         """
         self._attempt.check()
-        pending = PendingCheckpoint(label, self._worker.submit(lambda: self._publish_and_prune(prepare, label)))
+        timing = SaveTiming()
+        future = self._worker.submit(lambda: self._publish_and_prune(prepare, label, timing))
+        pending = PendingCheckpoint(label, future, timing)
         with self._lock:
             self._pending = [p for p in self._pending if not p.done() or p.exception() is not None]
             self._pending.append(pending)
@@ -218,8 +223,9 @@ class Publisher:
         self._worker.cancel_waiting()
         self._worker.close()
 
-    def _publish(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> Checkpoint:
+    def _publish(self, prepare: Callable[[], Sequence[LocalFile]], label: Label, timing: SaveTiming) -> Checkpoint:
         files = sorted(prepare(), key=lambda file: file.path)
+        timing.written()
         if not files:
             raise ConfigurationError(f"checkpoint {label.name!r} has no files")
         self._attempt.check()
@@ -227,6 +233,7 @@ class Publisher:
         intents: list[str] = []
         while True:
             self._place([file for file in files if file.path not in entries], entries, intents)
+            timing.durable()
             try:
                 checkpoint = self._attempt.commit(
                     name=label.name,
@@ -235,6 +242,7 @@ class Publisher:
                     batch=label.batch,
                     metrics=label.metrics,
                     files=[entries[file.path] for file in files],
+                    timing=timing.to_json(),
                 )
                 break
             except KeysRetiredError as error:  # a prune gives up what we meant to reference: send it again
@@ -347,8 +355,10 @@ class Publisher:
         except ArtifactSyncError as error:
             _log.debug("advisory objects of %s were not written: %s", checkpoint.name, error)
 
-    def _publish_and_prune(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> Checkpoint:
-        checkpoint = self._publish(prepare, label)
+    def _publish_and_prune(
+        self, prepare: Callable[[], Sequence[LocalFile]], label: Label, timing: SaveTiming
+    ) -> Checkpoint:
+        checkpoint = self._publish(prepare, label, timing)
         if self._after_commit is not None:
             try:
                 self._after_commit()

@@ -205,9 +205,11 @@ class Run(RunView):
             ConfigurationError: the state holds something that could not be loaded again safely; names where.
             MissingPackageError: torch is not installed.
         """
+        began = time.monotonic()
         pending: PendingCheckpoint = state_io().save_state(
             self, state, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics
         )
+        pending.timing.stalled(time.monotonic() - began)
         return pending
 
     def resume(self, state: Any = None, *, map_location: Any = "cpu", strict: bool = True) -> Any:

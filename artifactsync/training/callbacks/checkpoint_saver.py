@@ -8,6 +8,7 @@ Invariant: a local file is removed only when its checkpoint is committed and new
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ class CheckpointSaver(Callback):
 
     def save(self, state: State, logger: Logger) -> PendingCheckpoint | None:
         """Save now, unless this very state was saved before; returns when the state is copied."""
-        timestamp = state.timestamp
+        timestamp, began = state.timestamp, time.monotonic()
         if state.run is None or self._last == (timestamp.epoch, timestamp.batch):
             return None
         pushed = logger.flush()
@@ -106,6 +107,7 @@ class CheckpointSaver(Callback):
             path=path,
             barrier=logs_are_durable,
         )
+        pending.timing.stalled(time.monotonic() - began)
         self.saved.append(pending)
         self._files[id(pending)] = state.run.local_dir.joinpath(*path.split("/"))
         self._forget_old()

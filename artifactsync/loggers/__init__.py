@@ -5,5 +5,6 @@ from __future__ import annotations
 from artifactsync.loggers.console_logger import ConsoleLogger
 from artifactsync.loggers.file_logger import FileLogger
 from artifactsync.loggers.logger import LogContext, Logger, LoggerDestination
+from artifactsync.loggers.metrics_file import MetricsFile
 
-__all__ = ["ConsoleLogger", "FileLogger", "LogContext", "Logger", "LoggerDestination"]
+__all__ = ["ConsoleLogger", "FileLogger", "LogContext", "Logger", "LoggerDestination", "MetricsFile"]

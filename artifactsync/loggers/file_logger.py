@@ -94,7 +94,7 @@ class FileLogger(LoggerDestination):
                 f"cannot write the log {self.path}: {error.strerror}", hint="choose another local_root"
             ) from error
         if resumed_at is not None and self._context is not None:
-            self._write(f"[run][batch={resumed_at}]: attempt {self._context.attempt} continues here{note}")
+            self._write_continuation(resumed_at, self._context.attempt, note or "")
         for name in self._captured:
             stream = self._originals[name] = getattr(sys, name)
             setattr(sys, name, _Tee(stream, self, name))
@@ -137,6 +137,10 @@ class FileLogger(LoggerDestination):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Note the length to continue from; ``start`` goes there."""
         self._saved = dict(state)
+
+    def _write_continuation(self, step: int, attempt: int, note: str) -> None:
+        """Say in the file that another attempt goes on here."""
+        self._write(f"[run][batch={step}]: attempt {attempt} continues here{note}")
 
     def _write(self, line: str) -> None:
         with self._lock:

@@ -21,6 +21,7 @@ from artifactsync.checkpoint.rng import seed_all
 from artifactsync.checkpoint.state_io import resume_state
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, RunOwnedError
 from artifactsync.loggers.logger import LogContext, Logger, LoggerDestination
+from artifactsync.loggers.metrics_file import MetricsFile
 from artifactsync.training.batch import count_samples, count_tokens, to_device
 from artifactsync.training.callback import Callback, CallbackTable
 from artifactsync.training.callbacks import CheckpointSaver, ProgressBar
@@ -86,6 +87,7 @@ class Trainer:
         device_train_microbatch_size: Samples at a time; the gradients of a batch are accumulated.
         step_schedulers_every_batch: Step the schedulers after each batch instead of each epoch.
         clip_grad_norm: Largest norm of all gradients together.
+        metrics_file: Write metrics to ``{run_name}/metrics-rank0.jsonl`` too, which ``artifactsync report`` draws.
         progress_bar: Show one, on a terminal.
         upload_timeout_s: Seconds that the end of ``fit`` waits for uploads; None waits as long as they take.
         run_options: More arguments of ``Run``: ``takeover``, ``bandwidth_limit`` …
@@ -129,6 +131,7 @@ class Trainer:
         device_train_microbatch_size: int | None = None,
         step_schedulers_every_batch: bool = False,
         clip_grad_norm: float | None = None,
+        metrics_file: bool = True,
         progress_bar: bool = True,
         upload_timeout_s: float | None = None,
         run_options: Mapping[str, Any] | None = None,
@@ -153,6 +156,8 @@ class Trainer:
                 raise ConfigurationError(
                     f"{type(each).__name__} is no logger", hint="derive it from artifactsync.loggers.LoggerDestination"
                 )
+        if metrics_file and placement().rank == 0 and not any(isinstance(each, MetricsFile) for each in destinations):
+            destinations.append(MetricsFile())
         self._model = trainable
         model.to(where)
         own = list(_listed(callbacks))

@@ -71,7 +71,7 @@ class Backlog:
 
     # All that follows is called with the lock held.
 
-    def add(self, upload: Upload, fd: int, *, url: str) -> bool:
+    def add(self, upload: Upload, fd: int | None, *, url: str) -> bool:
         """Put an upload in line, or let it fail because too many wait; says whether ``fd`` is held from now on.
 
         Raises:
@@ -82,7 +82,7 @@ class Backlog:
         if self.pending_files >= self._max_pending_files:
             self._refuse(upload, url)
             return False
-        is_held = self._fds_left > 0
+        is_held = fd is not None and self._fds_left > 0
         if is_held:
             self._fds_left -= 1
             upload.fd = fd

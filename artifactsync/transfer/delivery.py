@@ -17,7 +17,10 @@ from artifactsync.transfer.hashing import FileBody
 from artifactsync.transfer.sending import send_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from artifactsync.transfer.backlog import Backlog
+    from artifactsync.transfer.being_written import GrowingBody
     from artifactsync.transfer.clock import Clock
     from artifactsync.transfer.meter import Meter, Throttle
     from artifactsync.transfer.patience import Patience
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
     from artifactsync.transfer.upload import Upload
 
 _FIRST_CONTACT_PAUSE_S = 1.0  # longest pause while someone waits for a remote that was never heard of
+
+
+def _body(upload: Upload, source: str | int, on_read: Callable[[int], None]) -> FileBody | GrowingBody:
+    if upload.writing is not None:
+        return upload.writing.open(on_read)
+    return FileBody(source, growing=upload.growing, on_read=on_read)
 
 
 class Delivery:
@@ -78,7 +87,7 @@ class Delivery:
             if upload.tail is not None:
                 outcome = upload.tail.send(self._remote.store(), source, on_read)
             else:
-                with FileBody(source, growing=upload.growing, on_read=on_read) as upload.body:
+                with _body(upload, source, on_read) as upload.body:
                     outcome = send_file(self._remote.store(), upload.key, upload.body, overwrite=upload.overwrite)
         except ArtifactSyncError as error:
             release_frames(error)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from artifactsync.stores.protocol import Store
+    from artifactsync.transfer.being_written import FileBeingWritten
     from artifactsync.transfer.clock import Clock
     from artifactsync.transfer.tail import Tail
 
@@ -115,6 +116,7 @@ class UploadQueue:
         overwrite: bool = True,
         growing: bool = False,
         tail: Tail | None = None,
+        writing: FileBeingWritten | None = None,
     ) -> Upload:
         """Put a file in line and return at once; nothing of it is read here.
 
@@ -125,22 +127,25 @@ class UploadQueue:
                 can. An overwriting upload replaces those of its key that still wait.
             growing: The file is append-only; its length at the time it is read is what is sent.
             tail: Sends only what is new of such a file, to keys of its own; ``key`` keeps its order.
+            writing: The file is still being written, and need not be at ``path`` yet: it is sent as far as it is, and
+                the object exists only once the file is whole.
 
         Raises:
             ObjectNotFoundError: there is no file at ``path``.
             ConfigurationError: the queue is closed, or belongs to the process that forked this one.
         """
         self._check_process()
-        fd = open_file(path)
+        fd = open_file(path) if writing is None else None
         is_held = False
         try:
             upload = Upload(
                 key,
                 os.path.abspath(path),  # noqa: PTH100 - resolve() would ask the file system
-                size_bytes=max(0, os.fstat(fd).st_size - (tail.durable_bytes if tail else 0)),
+                size_bytes=writing.size_bytes if writing else _size_to_send(fd, tail),
                 overwrite=overwrite,
                 growing=growing,
                 tail=tail,
+                writing=writing,
                 cancel=self._cancel,
                 waiting=self.watching,
             )
@@ -151,7 +156,7 @@ class UploadQueue:
                     self._workers.ensure()
                     self._backlog.changed.notify_all()
         finally:
-            if not is_held:
+            if fd is not None and not is_held:
                 os.close(fd)
         return upload
 
@@ -323,6 +328,11 @@ class UploadQueue:
                 "this uploader belongs to the process that forked this one",
                 hint="make one in each process that uploads",
             )
+
+
+def _size_to_send(fd: int | None, tail: Tail | None) -> int:
+    assert fd is not None, "what is not being written is open"
+    return max(0, os.fstat(fd).st_size - (tail.durable_bytes if tail else 0))
 
 
 def _held_fds() -> int:

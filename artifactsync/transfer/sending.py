@@ -24,6 +24,7 @@ from artifactsync.transfer.upload import UploadedFile
 if TYPE_CHECKING:
     from artifactsync.errors import ArtifactSyncError
     from artifactsync.stores.protocol import ObjectInfo, Store
+    from artifactsync.transfer.being_written import GrowingBody
     from artifactsync.transfer.hashing import FileBody
 
 _RANGE_BYTES = 8 * 1024 * 1024  # read back at a time
@@ -32,7 +33,7 @@ _LOOK_FIRST_BYTES = 8 * 1024 * 1024
 """A longer create-only upload begins by asking whether the key is free: sending it all to hear "no" costs more."""
 
 
-def send_file(store: Store, key: str, body: FileBody, *, overwrite: bool) -> UploadedFile:
+def send_file(store: Store, key: str, body: FileBody | GrowingBody, *, overwrite: bool) -> UploadedFile:
     """Send a body once.
 
     Args:
@@ -58,7 +59,7 @@ def send_file(store: Store, key: str, body: FileBody, *, overwrite: bool) -> Upl
     return UploadedFile(key, digest.size_bytes, digest.sha256, info.etag)
 
 
-def _create(store: Store, key: str, body: FileBody) -> ObjectInfo:
+def _create(store: Store, key: str, body: FileBody | GrowingBody) -> ObjectInfo:
     if body.size_bytes > _LOOK_FIRST_BYTES:
         with contextlib.suppress(ObjectNotFoundError):
             return _checked(store, key, body, store.head(key))
@@ -77,7 +78,7 @@ def _create(store: Store, key: str, body: FileBody) -> ObjectInfo:
 
 
 def _checked(
-    store: Store, key: str, body: FileBody, info: ObjectInfo, cause: ArtifactSyncError | None = None
+    store: Store, key: str, body: FileBody | GrowingBody, info: ObjectInfo, cause: ArtifactSyncError | None = None
 ) -> ObjectInfo:
     """Return what is at the key if it has the body's bytes."""
     digest = body.digest_now()

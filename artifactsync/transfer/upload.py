@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from artifactsync.transfer.being_written import FileBeingWritten, GrowingBody
     from artifactsync.transfer.hashing import FileBody
     from artifactsync.transfer.tail import Tail
 
@@ -78,6 +79,7 @@ class Upload:
         overwrite: bool,
         growing: bool,
         tail: Tail | None = None,
+        writing: FileBeingWritten | None = None,
         cancel: Callable[[Upload], bool],
         waiting: Callable[[], AbstractContextManager[object]],
     ) -> None:
@@ -90,11 +92,12 @@ class Upload:
         self.overwrite = overwrite
         self.growing = growing
         self.tail = tail  # sends it piece by piece
+        self.writing = writing  # sends it as far as it is written
         self.attempts = 0
         """Tries begun so far."""
         self.replaced: list[Upload] = []  # those that settle with this one
         self.fd: int | None = None  # held while the queue's budget lasts, so that the file may be deleted
-        self.body: FileBody | None = None  # of the running try
+        self.body: FileBody | GrowingBody | None = None  # of the running try
         self.first_try_s: float | None = None  # on the queue's clock
         self.moved_bytes = 0  # of the running try
         self.may_be_there = False  # a create-only try may have been applied

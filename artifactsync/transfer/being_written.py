@@ -1,0 +1,188 @@
+"""A file of known length that is sent while it is still being written.
+
+Owns: ``FileBeingWritten``, where its writer says how far it is, and ``GrowingBody``, which waits for that. Does not
+own: the writing (``checkpoint.write``), or trying again (``queue``).
+
+Invariant: the last chunk of a body is not given out before the writer has said that the file is whole on the disk,
+under its name. So an object exists only if the local file does; a file whose writing fails never becomes one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import FileChangedError, UploadError
+from artifactsync.transfer.hashing import FileDigest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+_LOOK_S = 0.2  # how often somebody who waits for bytes looks whether the queue was closed
+
+
+class FileBeingWritten:
+    """What the writer of a file and the upload of it have in common. Thread-safe.
+
+    Args:
+        fd: The file, open for reading; it is duplicated.
+        name: What to call it in messages.
+        size_bytes: How long it will be.
+    """
+
+    def __init__(self, fd: int, name: str, size_bytes: int) -> None:
+        self._fd = os.dup(fd)
+        self._changed = threading.Condition()
+        self._written_bytes = 0
+        self._error: BaseException | None = None
+        self._mtime_ns = 0
+        self.name = name
+        self.size_bytes = size_bytes
+        self.digest: FileDigest | None = None
+        """Of the whole file; None before it is whole."""
+
+    # For the writer.
+
+    def advance(self, count_bytes: int) -> None:
+        """``count_bytes`` more can be read."""
+        with self._changed:
+            self._written_bytes += count_bytes
+            self._changed.notify_all()
+
+    def finish(self, sha256: str) -> None:
+        """The file is whole, on the disk, and has its name."""
+        with self._changed:
+            self._mtime_ns = os.fstat(self._fd).st_mtime_ns
+            self._written_bytes = self.size_bytes
+            self.digest = FileDigest(self.size_bytes, sha256)
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """The file will never be whole."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    # For the upload.
+
+    def open(self, on_read: Callable[[int], None]) -> GrowingBody:
+        """A body of the file; each try of an upload opens its own."""
+        return GrowingBody(self, on_read)
+
+    def wait_until_whole(self) -> FileDigest:
+        """Wait for the writer.
+
+        Raises:
+            BaseException: what made it fail.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self.digest or self._error)
+            if self.digest is None:
+                assert self._error is not None
+                raise self._error
+            return self.digest
+
+    def wait_for(self, end: int, idle: Callable[[], None]) -> None:
+        """Wait until the bytes below ``end`` can be read; at the very end, until the file is whole.
+
+        Args:
+            end: An offset.
+            idle: Called every moment while there is nothing to do; may raise.
+
+        Raises:
+            UploadError: the file will never be whole.
+        """
+        while True:
+            with self._changed:
+                is_ready = self.digest is not None or (end < self.size_bytes and end <= self._written_bytes)
+                if not is_ready and self._error is None:
+                    self._changed.wait(_LOOK_S)
+            if is_ready:
+                return
+            if self._error is not None:
+                raise UploadError(
+                    f"{self.name} was not sent, because it could not be written: {self._error}",
+                    hint=getattr(self._error, "hint", ""),
+                ) from self._error
+            idle()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return the bytes ``[start, end)``, which have been waited for.
+
+        Raises:
+            FileChangedError: they are not there any more.
+        """
+        pieces = []
+        while start < end:
+            data = os.pread(self._fd, end - start, start)
+            if not data:
+                raise FileChangedError(f"{self.name} was cut while it was sent")
+            pieces.append(data)
+            start += len(data)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def check_unchanged(self) -> None:
+        """Do nothing if nobody has written to the file since it was whole.
+
+        Raises:
+            FileChangedError: somebody has.
+        """
+        now = os.fstat(self._fd)
+        if (now.st_size, now.st_mtime_ns) != (self.size_bytes, self._mtime_ns):
+            raise FileChangedError(
+                f"{self.name} was changed after it was written", hint="never change a checkpoint's file in place"
+            )
+
+    def close(self) -> None:
+        """Close the descriptor, when nobody will send the file again. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class GrowingBody:
+    """The bytes of a file being written, as fast as they come. A ``stores.protocol.Body``.
+
+    The hash is the writer's, of the very bytes that it wrote: nothing is hashed twice.
+    """
+
+    def __init__(self, source: FileBeingWritten, on_read: Callable[[int], None]) -> None:
+        self._source = source
+        self._on_read = on_read
+
+    @property
+    def size_bytes(self) -> int:
+        """Exact length."""
+        return self._source.size_bytes
+
+    def chunks(self, chunk_bytes: int) -> Iterator[bytes]:
+        """Yield the bytes in order, each chunk but the last exactly ``chunk_bytes`` long.
+
+        Raises:
+            UploadError: the file will never be whole.
+            FileChangedError: somebody else wrote to it.
+        """
+        for start in range(0, self.size_bytes, chunk_bytes):
+            end = min(start + chunk_bytes, self.size_bytes)
+            self._source.wait_for(end, lambda: self._on_read(0))
+            data = self._source.read(start, end)
+            if end == self.size_bytes:
+                self._source.check_unchanged()
+            self._on_read(len(data))
+            yield data
+
+    def digest_now(self) -> FileDigest:
+        """The digest of the file, which is whole."""
+        return self._source.wait_until_whole()
+
+    def close(self) -> None:
+        """The source is its owner's to close."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -37,7 +37,7 @@ from artifactsync.naming.layout import check_relative
 from artifactsync.stores.create_once import create_once
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from artifactsync.journal.attempt import Attempt
     from artifactsync.journal.catalogue import Checkpoint
@@ -53,6 +53,7 @@ _FIRST_LOOK_S = 0.05
 _SLOWEST_LOOK_S = 2.0
 _THREADS = 16
 _NAMED_RANKS = 8  # in a message
+_SHOWN_CHARS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +100,34 @@ def announce_part(store: Store, layout: RunLayout, gathering: Gathering, *, rank
     return intent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one rank delivered."""
+
+    files: tuple[CheckpointFile, ...]
+    """Its files."""
+    detail: Any = None
+    """What else it says to rank 0; from the remote, so hostile."""
+
+
 def deliver_part(
-    store: Store, layout: RunLayout, gathering: Gathering, *, rank: int, files: Sequence[CheckpointFile]
+    store: Store,
+    layout: RunLayout,
+    gathering: Gathering,
+    *,
+    rank: int,
+    files: Sequence[CheckpointFile],
+    detail: Any = None,
 ) -> None:
     """Say that a rank's files are durable. Called once by each rank, after its uploads.
+
+    Args:
+        store: The remote.
+        layout: The run's keys.
+        gathering: Which checkpoint.
+        rank: Who.
+        files: What it wrote.
+        detail: Something more for rank 0, as JSON.
 
     Raises:
         AlreadyExistsError: this rank has delivered something else already: two processes have one rank.
@@ -112,13 +137,27 @@ def deliver_part(
         layout,
         gathering,
         rank,
-        {"files": [{**file.__dict__, "key": file.key.partition("/")[2]} for file in files]},
+        {"files": [{**file.__dict__, "key": file.key.partition("/")[2]} for file in files], "detail": detail},
     )
 
 
 def deliver_failure(store: Store, layout: RunLayout, gathering: Gathering, *, rank: int, reason: str) -> None:
     """Say that a rank has failed, so that rank 0 need not wait until the time is up."""
     _write(store, layout, gathering, rank, {"failure": reason})
+
+
+def tell_outcome(store: Store, layout: RunLayout, gathering: Gathering, *, reason: str) -> None:
+    """Rank 0: say that nothing will be committed, so that the other ranks need not wait until their time is up."""
+    with contextlib.suppress(ArtifactSyncError):
+        store.put(gathering.key(layout, 0), (json.dumps({"failure": reason}) + "\n").encode())
+
+
+def read_outcome(store: Store, layout: RunLayout, gathering: Gathering) -> str | None:
+    """Why rank 0 committed nothing, if it has said so."""
+    try:
+        return str(read_json(store.get(gathering.key(layout, 0)))["failure"])[:_SHOWN_CHARS]
+    except (ObjectNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def gather_parts(
@@ -131,7 +170,26 @@ def gather_parts(
     attempt: Attempt | None = None,
     clock: Clock = time,
 ) -> list[CheckpointFile]:
-    """Wait for the part of every rank, and return all their files, sorted by path.
+    """Wait for the part of every rank, and return all their files, sorted by path; see ``gather``.
+
+    Raises:
+        ArtifactSyncError: as ``gather``.
+    """
+    parts = gather(store, layout, gathering, ranks=ranks, timeout_s=timeout_s, attempt=attempt, clock=clock)
+    return merged({rank: part.files for rank, part in parts.items()}, store.url)
+
+
+def gather(
+    store: Store,
+    layout: RunLayout,
+    gathering: Gathering,
+    *,
+    ranks: Sequence[int] | None = None,
+    timeout_s: float,
+    attempt: Attempt | None = None,
+    clock: Clock = time,
+) -> dict[int, Part]:
+    """Wait for the part of every rank.
 
     Args:
         store: The remote.
@@ -149,7 +207,7 @@ def gather_parts(
         RunFencedError: the attempt has lost the run.
     """
     waited_for = set(range(1, gathering.world_size) if ranks is None else ranks)
-    parts: dict[int, list[CheckpointFile]] = {}
+    parts: dict[int, Part] = {}
     give_up_at = clock.monotonic() + timeout_s
     pause_s = _FIRST_LOOK_S
     while True:
@@ -158,7 +216,7 @@ def gather_parts(
         if attempt is not None:
             attempt.check()
         if not waited_for - parts.keys():
-            return _merged(parts, store.url)
+            return parts
         left_s = give_up_at - clock.monotonic()
         if left_s <= 0:
             raise _too_late(gathering, waited_for - parts.keys(), timeout_s, url=f"{store.url}/{layout.run_name}")
@@ -200,12 +258,12 @@ def commit_parts(
             hint="begin every save with a Gathering of the open run",
         )
     others = gather_parts(store, layout, gathering, timeout_s=timeout_s, attempt=attempt, clock=clock)
-    files = _merged({0: list(own), 1: others}, store.url)
-    _confirm(store, files)
+    files = merged({0: own, 1: others}, store.url)
+    confirm(store, files)
     checkpoint = attempt.commit(
         name=label.name, step=label.step, epoch=label.epoch, batch=label.batch, metrics=label.metrics, files=files
     )
-    _clean_up(store, layout, gathering)
+    clean_up(store, layout, gathering)
     return checkpoint
 
 
@@ -230,7 +288,7 @@ def _arrived(store: Store, layout: RunLayout, gathering: Gathering) -> set[int]:
     return {int(name) for name in names if name.isascii() and name.isdigit()}
 
 
-def _read(store: Store, layout: RunLayout, gathering: Gathering, rank: int) -> list[CheckpointFile]:
+def _read(store: Store, layout: RunLayout, gathering: Gathering, rank: int) -> Part:
     """Read one rank's part, whose contents may be hostile."""
     key = gathering.key(layout, rank)
     url = f"{store.url}/{key}"
@@ -251,7 +309,7 @@ def _read(store: Store, layout: RunLayout, gathering: Gathering, rank: int) -> l
                 hint="the previous checkpoint is still the newest",
                 url=url,
             )
-        return [
+        files = tuple(
             CheckpointFile(
                 path=check_relative(file["path"]),
                 key=layout.root + check_relative(file["key"]),
@@ -259,12 +317,18 @@ def _read(store: Store, layout: RunLayout, gathering: Gathering, rank: int) -> l
                 sha256=str(file["sha256"]),
             )
             for file in record["files"]
-        ]
+        )
+        return Part(files=files, detail=record.get("detail"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"rank {rank}'s part record is malformed ({error})", url=url) from error
 
 
-def _merged(parts: dict[int, list[CheckpointFile]], url: str) -> list[CheckpointFile]:
+def merged(parts: Mapping[int, Sequence[CheckpointFile]], url: str) -> list[CheckpointFile]:
+    """The files of all ranks, sorted by path.
+
+    Raises:
+        DamagedError: two ranks have the same path.
+    """
     files = [file for rank in sorted(parts) for file in parts[rank]]
     paths = [file.path for file in files]
     if twice := {path for path in paths if paths.count(path) > 1} if len(set(paths)) < len(paths) else set():
@@ -285,7 +349,7 @@ def _too_late(gathering: Gathering, missing: set[int], timeout_s: float, *, url:
     )
 
 
-def _confirm(store: Store, files: Sequence[CheckpointFile]) -> None:
+def confirm(store: Store, files: Sequence[CheckpointFile]) -> None:
     """Ask the store for the size of every file.
 
     Raises:
@@ -305,7 +369,7 @@ def _confirm(store: Store, files: Sequence[CheckpointFile]) -> None:
         list(pool.map(check, files))
 
 
-def _clean_up(store: Store, layout: RunLayout, gathering: Gathering) -> None:
+def clean_up(store: Store, layout: RunLayout, gathering: Gathering) -> None:
     """Delete what only this gathering needed. Failing is harmless: it is small, and hides committed keys alone."""
     with contextlib.suppress(ArtifactSyncError):
         ranks = range(gathering.world_size)

@@ -178,19 +178,27 @@ class Publisher:
         self._intents = 0
         self._used = set(attempt.catalogue.keys)
 
-    def submit(self, prepare: Callable[[], Sequence[LocalFile]], label: Label) -> PendingCheckpoint:
+    def submit(
+        self,
+        prepare: Callable[[], Sequence[LocalFile]],
+        label: Label,
+        *,
+        gather: Callable[[], tuple[Sequence[LocalFile], Sequence[CheckpointFile]]] | None = None,
+    ) -> PendingCheckpoint:
         """Enqueue a checkpoint; returns at once.
 
         Args:
             prepare: Called on the publication thread; writes what is not yet on disk and says which files there are.
             label: What it is called.
+            gather: Called there too, once these are durable, where other ranks contribute: more files of this rank,
+                and files of others, which are durable already.
 
         Raises:
             RunFencedError: this attempt has lost the run.
         """
         self._attempt.check()
         timing = SaveTiming()
-        future = self._worker.submit(lambda: self._publish_and_prune(prepare, label, timing))
+        future = self._worker.submit(lambda: self._publish_and_prune(prepare, label, timing, gather))
         pending = PendingCheckpoint(label, future, timing)
         with self._lock:
             self._pending = [p for p in self._pending if not p.done() or p.exception() is not None]
@@ -223,7 +231,13 @@ class Publisher:
         self._worker.cancel_waiting()
         self._worker.close()
 
-    def _publish(self, prepare: Callable[[], Sequence[LocalFile]], label: Label, timing: SaveTiming) -> Checkpoint:
+    def _publish(
+        self,
+        prepare: Callable[[], Sequence[LocalFile]],
+        label: Label,
+        timing: SaveTiming,
+        gather: Callable[[], tuple[Sequence[LocalFile], Sequence[CheckpointFile]]] | None,
+    ) -> Checkpoint:
         files = sorted(prepare(), key=lambda file: file.path)
         timing.written()
         if not files:
@@ -233,6 +247,12 @@ class Publisher:
         intents: list[str] = []
         while True:
             self._place([file for file in files if file.path not in entries], entries, intents)
+            if gather is not None:
+                more, delivered = gather()
+                gather = None
+                entries |= {file.path: file for file in delivered}
+                files += more
+                self._place(more, entries, intents)
             timing.durable()
             try:
                 checkpoint = self._attempt.commit(
@@ -241,7 +261,7 @@ class Publisher:
                     epoch=label.epoch,
                     batch=label.batch,
                     metrics=label.metrics,
-                    files=[entries[file.path] for file in files],
+                    files=[entries[path] for path in sorted(entries)],
                     timing=timing.to_json(),
                 )
                 break
@@ -356,9 +376,13 @@ class Publisher:
             _log.debug("advisory objects of %s were not written: %s", checkpoint.name, error)
 
     def _publish_and_prune(
-        self, prepare: Callable[[], Sequence[LocalFile]], label: Label, timing: SaveTiming
+        self,
+        prepare: Callable[[], Sequence[LocalFile]],
+        label: Label,
+        timing: SaveTiming,
+        gather: Callable[[], tuple[Sequence[LocalFile], Sequence[CheckpointFile]]] | None,
     ) -> Checkpoint:
-        checkpoint = self._publish(prepare, label, timing)
+        checkpoint = self._publish(prepare, label, timing, gather)
         if self._after_commit is not None:
             try:
                 self._after_commit()

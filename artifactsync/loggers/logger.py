@@ -1,85 +1,39 @@
-"""Where metrics go: the ``Logger`` that training talks to, and what a destination must do.
+"""Where metrics go: the ``Logger`` that training talks to.
 
-Owns: ``LoggerDestination``, ``LogContext`` and ``Logger``. Does not own: any format (each destination), or when
-something is logged (``artifactsync.training``).
+Owns: ``Logger``. Does not own: any format (each destination), or when something is logged (``artifactsync.training``).
 
-Invariant: logging a tensor never waits for its device: numbers are read in batches, when something needs them.
+Invariants: logging a tensor never waits for its device: numbers are read in batches, when something needs them. A
+destination that fails never stops training, nor the other destinations; it is told once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from artifactsync.errors import ArtifactSyncError
-from artifactsync.naming import PLACEHOLDERS, render_path
+from artifactsync.errors import ArtifactSyncError, RunOwnedError
+from artifactsync.loggers.destination import LogContext, LoggerDestination, check_path_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from artifactsync.run import Pushed
+
+__all__ = ["LogContext", "Logger", "LoggerDestination", "check_path_template", "named"]
 
 _HELD_STEPS = 64
 """Steps whose numbers are read together: one wait for the device in so many steps."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class LogContext:
-    """What a destination is told of the run it logs."""
-
-    run_name: str
-    """The run's name."""
-    local_dir: Path
-    """The run's local folder; what is written below it can be mirrored."""
-    attempt: int = 1
-    """Number of this attempt, from 1."""
-    placeholders: Mapping[str, Any] = field(default_factory=dict)
-    """Values for templates besides the run name: ``rank`` and the like."""
-    mirror: Callable[[Path], Pushed | None] = lambda _: None
-    """Mirror a file below ``local_dir`` that only grows; returns at once."""
-    fetch: Callable[[str, Path, int, str], bool] = lambda _path, _local, _size_bytes, _sha256: False
-    """Bring what is mirrored under a path below the run to a local file, if its first so many bytes have that sha256;
-    says whether there was such a one."""
-
-
-class LoggerDestination:
-    """One place where metrics go. Override what you need.
-
-    ``open`` comes first, then ``load_state_dict`` if the run is resumed, then ``start``, then everything else.
-    """
-
-    def open(self, context: LogContext) -> None:
-        """The run is known."""
-
-    def start(self, *, resumed_at: int | None) -> None:
-        """Logging begins; ``resumed_at`` is the step that a resumed run continues from, None in a new one."""
-
-    def log_hyperparameters(self, parameters: Mapping[str, Any]) -> None:
-        """Settings of the run, once."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers of one step. Steps never go back."""
-
-    def flush(self) -> Iterable[Pushed]:
-        """Write down everything; what is now on its way to the remote."""
-        return ()
-
-    def close(self) -> None:
-        """Write down everything, and release what is held. Idempotent."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs in order to continue this log."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+T = TypeVar("T")
 
 
 class Logger:
     """Hands metrics to every destination.
+
+    In a loop of your own: ``open(context_of_run(run))``, then ``run.resume({"loggers": logger, …})`` if the run may be
+    there already, then ``start``, and at the end ``close`` before the run's.
 
     Args:
         destinations: Where they go.
@@ -90,6 +44,29 @@ class Logger:
         self.step = 0
         """The step that metrics without a step of their own belong to; the trainer sets it."""
         self._held: list[tuple[int, dict[str, Any]]] = []
+        self._told: set[int] = set()
+
+    def open(self, context: LogContext) -> None:
+        """Tell every destination which run this is.
+
+        Raises:
+            ArtifactSyncError: a package is missing, or settings make no sense.
+        """
+        for destination in self.destinations:
+            self._guarded(destination, lambda d=destination: d.open(context), is_strict=True)  # type: ignore[misc]  # mypy cannot infer a default's type
+
+    def start(self, *, resumed_at: int | None = None) -> None:
+        """Begin to log.
+
+        Args:
+            resumed_at: The step that a resumed run continues from; None in a new one.
+
+        Raises:
+            ArtifactSyncError: a log cannot be written at all.
+        """
+        self.step = resumed_at or 0
+        for destination in self.destinations:
+            self._guarded(destination, lambda d=destination: d.start(resumed_at=resumed_at), is_strict=True)  # type: ignore[misc]  # as above
 
     def log_metrics(self, metrics: Mapping[str, float | torch.Tensor], step: int | None = None) -> None:
         """Log numbers, or tensors of one element each, which must not be changed in place afterwards.
@@ -110,7 +87,7 @@ class Logger:
     def log_hyperparameters(self, parameters: Mapping[str, Any]) -> None:
         """Log settings of the run."""
         for destination in self.destinations:
-            destination.log_hyperparameters(parameters)
+            self._guarded(destination, lambda d=destination: d.log_hyperparameters(parameters))  # type: ignore[misc]  # as above
 
     def deliver(self) -> None:
         """Read the numbers held back, and hand them to the destinations."""
@@ -119,37 +96,70 @@ class Logger:
         held, self._held = self._held, []
         tensors = [v.reshape(()) for _, metrics in held for v in metrics.values() if isinstance(v, torch.Tensor)]
         numbers = iter(_read(tensors))
-        for step, metrics in held:
-            plain = {n: next(numbers) if isinstance(v, torch.Tensor) else float(v) for n, v in metrics.items()}
-            for destination in self.destinations:
-                destination.log_metrics(plain, step)
+        rows = [
+            (step, {n: next(numbers) if isinstance(v, torch.Tensor) else float(v) for n, v in metrics.items()})
+            for step, metrics in held
+        ]
+        for destination in self.destinations:
+            self._guarded(destination, lambda d=destination: _log_rows(d, rows))  # type: ignore[misc]  # as above
 
     def flush(self) -> list[Pushed]:
         """Deliver, write down everything, and return what is now on its way to the remote."""
         self.deliver()
-        return [pushed for destination in self.destinations for pushed in destination.flush()]
+        pushed: list[Pushed] = []
+        for destination in self.destinations:
+            pushed += self._guarded(destination, lambda d=destination: list(d.flush())) or ()  # type: ignore[misc]  # as above
+        return pushed
 
     def close(self) -> None:
-        """Deliver, and close every destination; raises the first error after all were closed."""
-        first: ArtifactSyncError | None = None
+        """Deliver, and close every destination.
+
+        Raises:
+            RunOwnedError: another process owns the run.
+        """
+        first: RunOwnedError | None = None
         self.deliver()
         for destination in self.destinations:
             try:
-                destination.close()
-            except ArtifactSyncError as error:  # noqa: PERF203  (all are closed, whatever one of them says)
+                self._guarded(destination, destination.close)
+            except RunOwnedError as error:  # noqa: PERF203  (all are closed, whatever one of them says)
                 first = first or error
         if first is not None:
             raise first
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every destination that has one."""
-        return {name: state for name, d in named(self.destinations) if (state := d.state_dict())}
+        pairs = [(name, self._guarded(d, d.state_dict)) for name, d in named(self.destinations)]
+        return {name: state for name, state in pairs if state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give the destinations their state; one that was not there when it was saved gets none."""
         for name, destination in named(self.destinations):
             if name in state:
                 destination.load_state_dict(state[name])
+
+    def _guarded(self, destination: LoggerDestination, act: Callable[[], T], *, is_strict: bool = False) -> T | None:
+        """Do something with a destination; what goes wrong is told once, and does not stop training."""
+        try:
+            return act()
+        except RunOwnedError:
+            raise
+        except Exception as error:  # a package may raise anything; training is worth more
+            if is_strict and isinstance(error, ArtifactSyncError):
+                raise
+            if id(destination) not in self._told:
+                self._told.add(id(destination))
+                warnings.warn(
+                    f"{type(destination).__name__} fails, and training goes on: {type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return None
+
+
+def _log_rows(destination: LoggerDestination, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    for step, metrics in rows:
+        destination.log_metrics(metrics, step)
 
 
 def named(things: Iterable[Any]) -> list[tuple[str, Any]]:
@@ -167,17 +177,6 @@ def _held_back(value: float | torch.Tensor) -> float | torch.Tensor:
     if not isinstance(value, torch.Tensor):
         return value
     return value.item() if value.device.type == "cpu" else value.detach()
-
-
-def check_path_template(template: str) -> str:
-    """Return a path template if it can be filled, before anything is done with it.
-
-    Raises:
-        TemplateError: an unknown placeholder, or a path that leaves the run's folder.
-    """
-    values = dict.fromkeys(PLACEHOLDERS.keys() - {"run_name", "remote_file_name"}, 1)
-    render_path(template, run_name="run", **values)
-    return template
 
 
 def _read(tensors: list[torch.Tensor]) -> list[float]:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from artifactsync.batch import grace_s, placement
-from artifactsync.checkpoint.local_run import LocalRun
 from artifactsync.checkpoint.rng import seed_all
 from artifactsync.checkpoint.state_io import resume_state
-from artifactsync.errors import ArtifactSyncError, ConfigurationError, RunOwnedError
-from artifactsync.loggers.logger import LogContext, Logger, LoggerDestination
+from artifactsync.errors import ConfigurationError
+from artifactsync.loggers.logger import Logger, LoggerDestination
 from artifactsync.loggers.metrics_file import MetricsFile
+from artifactsync.loggers.run_context import context_of_run
 from artifactsync.training.batch import count_samples, count_tokens, to_device
 from artifactsync.training.callback import Callback, CallbackTable
 from artifactsync.training.callbacks import CheckpointSaver, ProgressBar
@@ -40,12 +40,11 @@ from artifactsync.transfer.remote_uploader_downloader import RemoteUploaderDownl
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from typing_extensions import Self
 
     from artifactsync.journal.attempt import FinishState
-    from artifactsync.run import Pushed, RetentionPolicy
+    from artifactsync.run import RetentionPolicy
 
 _NO_BATCH = object()
 
@@ -228,16 +227,7 @@ class Trainer:
         """Seed, load what is to be loaded, and open the logs."""
         state = self.state
         seed_all(state.seed or 0)
-        context = LogContext(
-            run_name=state.run_name,
-            local_dir=self.run.local_dir,
-            attempt=self.run.attempt,
-            placeholders={**placement().__dict__, "attempt": self.run.attempt},
-            mirror=self._mirror,
-            fetch=self._fetch,
-        )
-        for destination in self.logger.destinations:
-            destination.open(context)
+        self.logger.open(context_of_run(self.run))
         self._callbacks.run(Event.INIT)
         resumed_at = None
         resumed = resume_state(self.run, map_location="cpu") if autoresume else None
@@ -253,29 +243,12 @@ class Trainer:
             else:
                 state.load_state_dict({**saved, "loggers": {}}, strict=strict)
                 self._loaded = saved
+        self.logger.start(resumed_at=resumed_at)
         self.logger.step = state.timestamp.batch
-        for destination in self.logger.destinations:
-            destination.start(resumed_at=resumed_at)
         if resumed_at is None:
             settings = {"seed": state.seed, "max_duration": str(state.max_duration), "precision": self._precision.name}
             self.logger.log_hyperparameters(settings)
         self._callbacks.run(Event.AFTER_LOAD)
-
-    def _mirror(self, path: Path) -> Pushed | None:
-        """Mirror a growing file. What is wrong with the remote is told at the end, and does not stop training."""
-        try:
-            return self.run.push(path, growing=True)
-        except RunOwnedError:
-            raise
-        except ArtifactSyncError as error:
-            warnings.warn(f"{path} is not mirrored: {error}", RuntimeWarning, stacklevel=2)
-            return None
-
-    def _fetch(self, path: str, local: Path, size_bytes: int, sha256: str) -> bool:
-        """Bring a mirrored log back, if there is one that begins so."""
-        if isinstance(self.run, LocalRun):
-            return False
-        return self.run.fetch_log(path, local, size_bytes=size_bytes, sha256=sha256)
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -325,10 +325,10 @@ class _Copy:
             try:
                 create_once(self._target, key, data)
             except AlreadyExistsError as error:
-                self._to.advise(seq)  # somebody else's: it counts, and nothing of ours is after it
+                self._to.advise(seq, with_index=False)  # somebody else's: it counts, and nothing of ours is after it
                 raise self._refused("somebody claimed the run there in the meantime") from error
         if newest:
-            self._to.advise(newest)
+            self._to.advise(newest, with_index=False)
 
 
 def _read_source(source: Store, log: JournalLog) -> _Source:

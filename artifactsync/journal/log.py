@@ -11,21 +11,32 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, DamagedError, ObjectNotFoundError, RunFencedError
+from artifactsync.errors import (
+    AlreadyExistsError,
+    ArtifactSyncError,
+    DamagedError,
+    NewerFormatError,
+    ObjectNotFoundError,
+    RunFencedError,
+)
 from artifactsync.journal.catalogue import Catalogue
+from artifactsync.journal.index import Pack, RecordIndex, Slot
 from artifactsync.journal.record import Kind, Record
 from artifactsync.journal.untrusted_json import read_json
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.naming.layout import RunLayout
 from artifactsync.stores.create_once import create_once
 
+__all__ = ["JournalLog", "Slot", "SlotTakenError", "fenced", "is_removal", "read_catalogue", "seq_of"]
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from artifactsync.stores.protocol import Store
     from artifactsync.stores.retry import RetryPolicy
@@ -34,19 +45,14 @@ _READ_THREADS = 16  # records are below 100 KB: latency, not bandwidth, is what 
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A record and the sha256 of the very bytes it was read from or written as."""
-
-    record: Record
-    sha256: str
-
-
-@dataclass(frozen=True)
 class _Hint:
     """What ``head.json`` says; 0 where it says nothing."""
 
     seq: int
     copying_to: int
+
+
+_Read = Slot | DamagedError | NewerFormatError | None  # what reading a record gave
 
 
 class SlotTakenError(AlreadyExistsError):
@@ -69,6 +75,7 @@ class JournalLog:
     def __init__(self, store: Store, run_name: str, *, policy: RetryPolicy | None = None) -> None:
         self.store = store
         self.layout = RunLayout(run_name)
+        self.index = RecordIndex(store, self.layout)
         self._policy = policy
 
     def read(self, seq: int) -> Slot | None:
@@ -116,22 +123,56 @@ class JournalLog:
         """Let readers count no record after ``visible`` until record ``up_to`` is there."""
         self.store.put(self.layout.head, json.dumps({"seq": visible, "copying_to": up_to}).encode())
 
-    def read_all(self, *, up_to: int) -> Iterator[Slot]:
-        """Yield records 1 … ``up_to`` in order, read in parallel, each checked against the one before.
+    def read_all(
+        self, *, up_to: int, with_index: bool = True, on_bad_pack: Callable[[Pack], object] = lambda _: None
+    ) -> Iterator[Slot]:
+        """Yield records 1 … ``up_to`` in order, each checked against the one before.
+
+        Args:
+            up_to: Number of the last one.
+            with_index: Read packs of records where there are any; each is used only if the record that follows it
+                has its hash. Without, every record is read by itself, several at a time.
+            on_bad_pack: Told of packs that were not what they should be; their records are read in their place.
 
         Raises:
             DamagedError: a record is missing, or does not follow from the one before.
         """
         with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="artifactsync-journal") as pool:
-            previous: Slot | None = None
-            for seq, slot in zip(range(1, up_to + 1), pool.map(self.read, range(1, up_to + 1)), strict=True):
-                url = f"{self.store.url}/{self.layout.record(seq)}"
-                if slot is None:
-                    raise DamagedError(f"journal record {seq} is missing although {up_to} exists", url=url)
-                if slot.record.prev_sha256 != (previous.sha256 if previous else None):
-                    raise DamagedError(f"journal record {seq} does not follow from record {seq - 1}", url=url)
-                previous = slot
-                yield slot
+            parts = self.index.covering(up_to) if with_index else range(1, up_to + 1)
+            found = deque(zip(parts, pool.map(self._read_part, parts), strict=True))
+            follower: _Read = None
+            checked: deque[tuple[int, _Read]] = deque()
+            while found:  # backwards, as the later record has the hash of the earlier one
+                part, read = found.pop()
+                if isinstance(part, int):
+                    follower = read[0] if read else None
+                    checked.appendleft((part, follower))
+                    continue
+                if not (read and _follows(follower, read[-1])):
+                    on_bad_pack(part)
+                    read = list(pool.map(self._read_one, range(part.first, part.last + 1)))
+                checked.extendleft(reversed(list(enumerate(read, start=part.first))))
+                follower = read[0]
+        previous: Slot | None = None
+        while checked:
+            seq, slot = checked.popleft()
+            url = f"{self.store.url}/{self.layout.record(seq)}"
+            if isinstance(slot, ArtifactSyncError):
+                raise slot
+            if slot is None:
+                raise DamagedError(f"journal record {seq} is missing although {up_to} exists", url=url)
+            if slot.record.prev_sha256 != (previous.sha256 if previous else None):
+                raise DamagedError(f"journal record {seq} does not follow from record {seq - 1}", url=url)
+            previous = slot
+            yield slot
+
+    def check_index(self) -> list[str]:
+        """Keys of packs that are not what they should be. They harm nobody: the records are read in their place."""
+        bad: list[Pack] = []
+        head = self.find_head()
+        for _ in self.read_all(up_to=head.record.seq, on_bad_pack=bad.append) if head else ():
+            pass
+        return [pack.key(self.layout) for pack in bad]
 
     def append(
         self,
@@ -194,12 +235,26 @@ class JournalLog:
             return Catalogue(attempt=head.record.attempt, seq=head.record.seq)
         return self.fold(self.read_all(up_to=head.record.seq) if head else ())
 
-    def advise(self, seq: int) -> None:
-        """Write the advisory pointer to a recent record. Failing is harmless: readers list instead."""
+    def advise(self, seq: int, *, with_index: bool = True) -> None:
+        """Write the advisory pointer to a recent record, and what is due of the index.
+
+        Failing is harmless: readers list, and read record by record, instead.
+        """
         try:
             self.store.put(self.layout.head, json.dumps({"seq": seq}).encode())
         except ArtifactSyncError:
             return
+        if with_index:
+            self.index.keep(seq)
+
+    def _read_part(self, part: Pack | int) -> Sequence[_Read]:
+        return [self._read_one(part)] if isinstance(part, int) else self.index.read(part) or []
+
+    def _read_one(self, seq: int) -> _Read:
+        try:
+            return self.read(seq)
+        except (DamagedError, NewerFormatError) as error:  # told when it is its turn
+            return error
 
     def _newest_seq(self, hint: _Hint) -> int:
         newest = max(self._list_seqs(start_after=self.layout.record(hint.seq - 1) if hint.seq else ""), default=0)
@@ -218,6 +273,10 @@ class JournalLog:
         names = (info.key[len(prefix) :] for info in self.store.list(prefix, start_after=start_after))
         numbers = (seq_of(name) for name in names)
         return [seq for seq in numbers if seq is not None]
+
+
+def _follows(later: _Read, earlier: _Read) -> bool:
+    return isinstance(later, Slot) and isinstance(earlier, Slot) and later.record.prev_sha256 == earlier.sha256
 
 
 def seq_of(name: str) -> int | None:

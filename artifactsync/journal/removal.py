@@ -167,7 +167,7 @@ def _close_journal(store: Store, log: JournalLog) -> Slot | None:
         last = _close_damaged(store, log) if log.is_copy_arriving() else _close_whole(log)
     except DamagedError:
         last = _close_damaged(store, log)
-    log.advise(last.record.seq)
+    log.advise(last.record.seq, with_index=False)
     return last
 
 

@@ -57,6 +57,11 @@ class RunLayout:
         return f"{self.journal}{seq:0{SEQ_DIGITS}d}.json"
 
     @property
+    def index(self) -> str:
+        """The prefix of the packs of records by which a long journal is read in few requests."""
+        return f"{self.house}index/"
+
+    @property
     def head(self) -> str:
         """Key of the advisory pointer to a recent record."""
         return f"{self.house}head.json"

@@ -48,6 +48,8 @@ class Attempt:
         """Number of the attempt: 1, 2, 3 …"""
         self.claim_id = claimed.record.write_id
         """``write_id`` of the claim: tells attempts of one number in different lineages apart."""
+        self.claim_seq = claimed.record.seq
+        """Number of the claim record."""
         self.catalogue = catalogue
         """What the journal says, up to this attempt's newest record."""
 
@@ -169,7 +171,12 @@ class Attempt:
 
 
 def claim(
-    log: JournalLog, *, writer: WriterIdentity, takeover: bool = False, is_removal_planned: bool = False
+    log: JournalLog,
+    *,
+    writer: WriterIdentity,
+    takeover: bool = False,
+    is_removal_planned: bool = False,
+    launch: str = "",
 ) -> Attempt:
     """Begin a new attempt of a run; from then on no earlier attempt can write its journal.
 
@@ -178,6 +185,7 @@ def claim(
         writer: Who claims.
         takeover: Claim even if the present owner is alive.
         is_removal_planned: The claim is made to remove the run; the same process may claim again after a failure.
+        launch: A word that all ranks of one launch know: by it the others find the claim that rank 0 made for them.
 
     Raises:
         RunIsLiveError: the run has an owner that is alive, or another claim of this moment won; names the owner.
@@ -202,7 +210,7 @@ def claim(
                 kind=Kind.CLAIM,
                 attempt=catalogue.attempt + 1,
                 writer=writer,
-                body=_REMOVAL if is_removal_planned else {},
+                body=_REMOVAL if is_removal_planned else {"launch": launch} if launch else {},
                 totals=catalogue.totals(),
             )
         except SlotTakenError as error:

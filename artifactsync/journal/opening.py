@@ -50,12 +50,14 @@ def check_store(store: Store, log: JournalLog, *, allow_unfenced: bool) -> None:
         _fit.add((store.url, not capabilities.put_if_absent))
 
 
-def begin_attempt(store: Store, log: JournalLog, *, takeover: bool, allow_unfenced: bool) -> Attempt:
-    """Check the store, and claim the run.
+def begin_attempt(
+    store: Store, log: JournalLog, *, takeover: bool, allow_unfenced: bool, launch: str = ""
+) -> Attempt:
+    """Check the store, and claim the run; ``launch`` is what the other ranks look for.
 
     Raises:
         UnfencedStoreError: the store has no put-if-absent.
         RunIsLiveError: the run has an owner that is alive.
     """
     check_store(store, log, allow_unfenced=allow_unfenced)
-    return claim(log, writer=WriterIdentity.of_this_process(), takeover=takeover)
+    return claim(log, writer=WriterIdentity.of_this_process(), takeover=takeover, launch=launch)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, CredentialsError
+from artifactsync.stores.encryption import S3_KEYWORDS, S3_NAMES, S3Encryption, read_s3_encryption, refuse_encryption
 from artifactsync.stores.foreign_logs import BOTOCORE, hide_secrets
 from artifactsync.stores.object_errors import from_botocore
 
@@ -83,8 +84,15 @@ class S3Settings:
     """File with further certificate authorities."""
     checksum_algorithm: str = "crc64nvme"
     """What each upload carries for the service to verify; empty: nothing."""
+    encryption: S3Encryption | None = None
+    """What every write asks for; None: the bucket's default counts."""
     session: Any = field(default=None, repr=False)
     """The boto3 session with the credentials."""
+
+    @property
+    def encryption_arguments(self) -> dict[str, Any]:
+        """The encryption in boto3's words; a fresh dict."""
+        return self.encryption.arguments if self.encryption else {}
 
     @property
     def is_http(self) -> bool:
@@ -99,6 +107,7 @@ def read_s3_settings(storage_options: Mapping[str, Any], *, environ: Mapping[str
         ConfigurationError: an unknown or wrong option, or an unknown profile.
     """
     options = _flat_options(storage_options)
+    encryption = read_s3_encryption(storage_options, environ)
     hide_secrets(BOTOCORE)
     try:
         import boto3  # noqa: PLC0415 loads the cloud library
@@ -128,6 +137,7 @@ def read_s3_settings(storage_options: Mapping[str, Any], *, environ: Mapping[str
         addressing_style=options.get("addressing_style", "auto"),
         ca_bundle=_ca_bundle(options.get("verify"), environ),
         checksum_algorithm=options.get("checksum_algorithm", "crc64nvme") or "",
+        encryption=encryption,
         session=session,
     )
 
@@ -189,12 +199,16 @@ def _flat_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options under our names; what is nested in s3fs is lifted out."""
     nested: dict[str, Any] = dict(storage_options)
     flat = dict(nested.pop("client_kwargs", None) or {})
-    s3_config = (nested.pop("config_kwargs", None) or {}).get("s3") or {}
+    core_config = nested.pop("config_kwargs", None) or {}
+    s3_config = core_config.get("s3") or {}
+    refuse_encryption(core_config, "config_kwargs for s3")
     flat.update({name: value for name, value in s3_config.items() if name == "addressing_style"})
     flat.update(nested)
-    unknown = sorted(set(flat) - set(_NAMES) - _IGNORED)
+    encryption = S3_NAMES | {S3_KEYWORDS}
+    refuse_encryption(flat, "storage_options for s3", allowed=encryption)
+    unknown = sorted(set(flat) - set(_NAMES) - _IGNORED - encryption)
     if unknown:
-        known = ", ".join(sorted({*_NAMES.values(), "client_kwargs", "config_kwargs"}))
+        known = ", ".join(sorted({*_NAMES.values(), "client_kwargs", "config_kwargs", S3_KEYWORDS}))
         raise ConfigurationError(f"storage_options for s3 has unknown {', '.join(unknown)}", hint=f"known: {known}")
     return {_NAMES[name]: value for name, value in flat.items() if name in _NAMES and value is not None}
 

@@ -24,6 +24,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from artifactsync.errors import ArtifactSyncError, RemoteUnreachableError, TransientStoreError
 from artifactsync.stores import gcs_errors, gcs_session
 from artifactsync.stores.body_stream import BodyStream
+from artifactsync.stores.encryption import check_gcs_answer
 from artifactsync.stores.keys import split_key
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
 
@@ -46,7 +47,8 @@ class GcsStore:
     Args:
         bucket: Its name.
         storage_options: ``token`` (a key's path or dict, credentials, ``"anon"``), ``project``, ``endpoint_url``,
-            ``anon``, ``requester_pays`` (True or the project that pays), as gcsfs takes them.
+            ``anon``, ``requester_pays`` (True or the project that pays), as gcsfs takes them; ``kms_key_name``: what
+            every object that is written is encrypted with.
 
     Raises:
         ConfigurationError: an option is unknown or wrong.
@@ -58,6 +60,7 @@ class GcsStore:
         self._name = bucket
         self._options = dict(storage_options or {})
         gcs_session.check_options(self._options, self.url)
+        self._kms_key_name: str | None = self._options.get("kms_key_name")
         self._lock = threading.Lock()
         self._client: storage.Client | None = None
         self._was_answered = False
@@ -141,10 +144,11 @@ class GcsStore:
         """Copy within Google's storage. See ``Store.copy``."""
         split_key(target)
         with self._errors(source):
-            origin, blob, token = self._blob(source), self._blob(target), None
+            origin, blob, token = self._blob(source), self._blob(target, kms_key_name=self._kms_key_name), None
             while True:  # one call copies up to 1 GiB where it has to move the bytes
                 token, _, _ = blob.rewrite(origin, token=token, retry=None, timeout=self._timeout_s)
                 if token is None:
+                    check_gcs_answer(self._kms_key_name, blob.kms_key_name, f"{self.url}/{target}")
                     return self._info(blob)
 
     def close(self) -> None:
@@ -160,7 +164,7 @@ class GcsStore:
         if is_large:
             self._make_contact()
         with self._errors(key, is_create=is_create):
-            blob = self._blob(key, chunk_size=_CHUNK_BYTES)
+            blob = self._blob(key, chunk_size=_CHUNK_BYTES, kms_key_name=self._kms_key_name)
             blob.upload_from_file(
                 BodyStream(source, _CHUNK_BYTES),
                 size=source.size_bytes,
@@ -171,6 +175,7 @@ class GcsStore:
                 timeout=self._timeout_s,
             )
         self._bucket_was_seen = True
+        check_gcs_answer(self._kms_key_name, blob.kms_key_name, f"{self.url}/{key}")
         return self._info(blob)
 
     def _delete(self, key: str) -> None:

@@ -23,6 +23,7 @@ import requests.adapters
 from google.cloud import storage
 
 from artifactsync.errors import ConfigurationError, CredentialsError
+from artifactsync.stores.encryption import check_gcs_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,7 @@ TIMEOUT_S = (4.0, 60.0)
 _POOL_SIZE = 64  # connections kept; more threads than that wait for nothing, they open their own
 _METADATA_BUDGET_S = 3.0  # for finding out whether this is a Google machine; one answers in milliseconds
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
-_OPTIONS = frozenset({"project", "token", "endpoint_url", "anon", "requester_pays", "user_project"})
+_OPTIONS = frozenset({"project", "token", "endpoint_url", "anon", "requester_pays", "user_project", "kms_key_name"})
 _HINT = (
     "run `gcloud auth application-default login`, set GOOGLE_APPLICATION_CREDENTIALS to a key file, "
     "or pass storage_options={'token': 'anon'} for a public bucket"
@@ -56,7 +57,7 @@ def check_options(options: Mapping[str, Any], url: str) -> None:
     """Refuse what would be ignored.
 
     Raises:
-        ConfigurationError: an unknown option, or an endpoint that is no URL.
+        ConfigurationError: an unknown option, an endpoint that is no URL, a key's name that is none.
     """
     unknown = sorted(set(options) - _OPTIONS)
     if unknown:
@@ -65,6 +66,7 @@ def check_options(options: Mapping[str, Any], url: str) -> None:
             hint=f"known ones: {', '.join(sorted(_OPTIONS))}",
             url=url,
         )
+    check_gcs_key(options.get("kms_key_name"), url)
     endpoint = endpoint_of(options)
     if endpoint and (urlsplit(endpoint).scheme not in {"http", "https"} or not urlsplit(endpoint).hostname):
         raise ConfigurationError(

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ConfigurationError, MissingPackageError, redact
+from artifactsync.stores.encryption import refuse_encryption
 from artifactsync.stores.limit import LimitStore
 from artifactsync.stores.local import LocalStore
 from artifactsync.stores.prefix import PrefixStore
@@ -63,6 +64,8 @@ def open_store(
 
 def _open(text: str, scheme: str, rest: str, options: dict[str, Any]) -> tuple[Store, str]:
     """Return the implementation and the prefix within it."""
+    if scheme not in _S3 | _AZURE | _GCS:  # these know what they support; of the others none encrypts as it is asked
+        refuse_encryption(options, redact(text))
     if scheme in {"file", "local"}:
         return LocalStore(_local_path(text, rest)), ""
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import email.utils
-import io
 import os
 import threading
 import unicodedata
@@ -31,15 +30,15 @@ from artifactsync.errors import (
     PermissionDeniedError,
     RemoteUnreachableError,
     StoreError,
-    UnknownOutcomeError,
     UnsafeKeyError,
 )
 from artifactsync.stores.credentials import S3Settings, SessionCredentials, read_s3_settings
 from artifactsync.stores.keys import split_key
-from artifactsync.stores.object import PART_BYTES, SHORT_BYTES, ObjectStore, exact_chunks, part_size_bytes
+from artifactsync.stores.object import PART_BYTES, SHORT_BYTES, ObjectStore
 from artifactsync.stores.object_errors import UNKNOWN_REGION_HINT, Answer, from_botocore, printable_cause, wrong_region
-from artifactsync.stores.protocol import Body, ObjectInfo
+from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
 from artifactsync.stores.s3_connection import is_virtual, open_boto_client, open_s3_lanes
+from artifactsync.stores.s3_parts import upload_in_parts
 from artifactsync.stores.s3_wire import Reply, S3Wire
 from artifactsync.stores.unfinished import UnfinishedUpload
 
@@ -82,6 +81,7 @@ class S3ObjectStore(ObjectStore):
         self._client_pid = 0
         self._client_lock = threading.Lock()
         self._wire: S3Wire | None = None
+        self._is_encrypting = False
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> bytes:
         """Return the bytes ``[start, end)``. See ``Store.get``."""
@@ -115,8 +115,13 @@ class S3ObjectStore(ObjectStore):
 
     def put(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Write an object, in parts if it is large. See ``Store.put``."""
-        if isinstance(body, bytes) or body.size_bytes <= PART_BYTES:
+        body = BytesBody(body) if isinstance(body, bytes) else body
+        if body.size_bytes <= PART_BYTES:
             return super().put(key, body)
+        split_key(key)
+        self._confirm_encryption(key)
+        if self._settings.encryption and self._settings.encryption.context:  # which obstore cannot send
+            return self._in_parts(key, body, is_create=False)
         return self._with_checksum(lambda: super(S3ObjectStore, self).put(key, body))
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
@@ -127,7 +132,8 @@ class S3ObjectStore(ObjectStore):
         if isinstance(body, bytes) or body.size_bytes <= _SINGLE_CREATE_BYTES:
             return super().put_if_absent(key, body)
         split_key(key)
-        return self._create_in_parts(key, body)
+        self._confirm_encryption(key)
+        return self._in_parts(key, body, is_create=True)
 
     def _exists(self, key: str) -> bool:
         try:
@@ -210,8 +216,11 @@ class S3ObjectStore(ObjectStore):
         if is_long:
             self._make_contact(key)
         _refuse_control_characters(key)
-        wanted: dict[str, Any] = {"headers": {"If-None-Match": "*"} if is_create else {}, "is_create": is_create}
+        self._confirm_encryption(key)
+        fields = self._encryption_headers | ({"If-None-Match": "*"} if is_create else {})
+        wanted: dict[str, Any] = {"headers": fields, "is_create": is_create}
         sent = self._with_checksum(lambda: self._send("PUT", key, body=data, is_long=is_long, **wanted))
+        self._check_encrypted(sent, key)
         return ObjectInfo(key=key, size_bytes=len(data), etag=sent.headers.get("ETag"))
 
     def _with_checksum(self, send: Callable[[], _Sent]) -> _Sent:
@@ -252,12 +261,24 @@ class S3ObjectStore(ObjectStore):
                 self._wire.close()
 
     def _copy(self, source: str, target: str, size_bytes: int) -> None:
+        self._confirm_encryption(target)
         if size_bytes <= _SINGLE_COPY_BYTES:
             origin = {"x-amz-copy-source": quote(f"/{self._bucket}/{source}", safe="/~")}
-            self._send("PUT", target, headers=origin, is_long=True)
+            done = self._send("PUT", target, headers=origin | self._encryption_headers, is_long=True)
+            self._check_encrypted(done, target)
             return
+        arguments = self._settings.encryption_arguments
+        arguments.pop("BucketKeyEnabled", None)  # boto3 has no word for it here; it saves requests, nothing else
         with self._boto_errors(source):
-            self._boto().copy({"Bucket": self._bucket, "Key": source}, self._bucket, target)
+            self._boto().copy({"Bucket": self._bucket, "Key": source}, self._bucket, target, ExtraArgs=arguments)
+
+    @property
+    def _encryption_headers(self) -> dict[str, str]:
+        return self._settings.encryption.headers if self._settings.encryption else {}
+
+    def _check_encrypted(self, reply: Reply, key: str) -> None:
+        if self._settings.encryption:
+            self._settings.encryption.check(reply.headers, f"{self._url}/{key}")
 
     def _pages(self, **query: str) -> Iterator[dict[str, Any]]:
         token: dict[str, str] = {}
@@ -270,28 +291,29 @@ class S3ObjectStore(ObjectStore):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _create_in_parts(self, key: str, body: Body) -> ObjectInfo:
-        """Upload in parts, one after the other; the condition is on the completion."""
-        client = self._boto()
+    def _in_parts(self, key: str, body: Body, *, is_create: bool) -> ObjectInfo:
+        where = {"Bucket": self._bucket, "Key": key}
+        encryption = self._settings.encryption_arguments
+        return upload_in_parts(
+            self._boto(), where, body, errors=self._boto_errors, encryption=encryption, is_create=is_create
+        )
+
+    def _confirm_encryption(self, key: str) -> None:
+        """Before the first write: begin an upload and give it up, to see what the service says to the encryption.
+
+        Raises:
+            ConfigurationError: it does not confirm it. Nothing was sent.
+        """
+        encryption = self._settings.encryption
+        if encryption is None or self._is_encrypting:
+            return
         where = {"Bucket": self._bucket, "Key": key}
         with self._boto_errors(key):
-            upload = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
-        parts = []
-        chunks = exact_chunks(body, part_size_bytes(body.size_bytes))
-        try:
-            with self._boto_errors(key):
-                for number, chunk in enumerate(chunks, start=1):
-                    sent = client.upload_part(**upload, PartNumber=number, Body=io.BytesIO(chunk))
-                    parts.append({"PartNumber": number, "ETag": sent["ETag"]})
-            with self._boto_errors(key, is_create=True):
-                done = client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
-        except UnknownOutcomeError:
-            raise  # it may be complete: nothing is cleaned up
-        except BaseException:
-            with contextlib.suppress(Exception):  # what broke the upload is the error to show
-                client.abort_multipart_upload(**upload)
-            raise
-        return ObjectInfo(key=key, size_bytes=body.size_bytes, etag=done.get("ETag"))
+            begun = self._boto().create_multipart_upload(**where, **encryption.arguments)
+        with contextlib.suppress(ArtifactSyncError), self._boto_errors(key):  # who may write need not be allowed to
+            self._boto().abort_multipart_upload(**where, UploadId=begun["UploadId"])
+        encryption.check(begun["ResponseMetadata"]["HTTPHeaders"], self._url)
+        self._is_encrypting = True
 
     def _send(self, method: str, key: str, **request: Any) -> Reply:
         """Send one request, once; see ``S3Wire.send``."""

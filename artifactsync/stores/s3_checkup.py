@@ -47,14 +47,15 @@ def _region(store: Any) -> Finding:
 def _multipart(store: Any, key: str) -> Finding:
     """Send one upload in parts, and give another one up."""
     client, where = store._boto(), {"Bucket": store._bucket, "Key": key}  # noqa: SLF001
+    encryption = store._settings.encryption_arguments  # noqa: SLF001
     try:
         with store._boto_errors(key):  # noqa: SLF001
-            upload = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
+            upload = {**where, "UploadId": client.create_multipart_upload(**where, **encryption)["UploadId"]}
             part = client.upload_part(**upload, PartNumber=1, Body=b"artifactsync doctor\n")
             parts = [{"PartNumber": 1, "ETag": part["ETag"]}]
             client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
         with store._boto_errors(key):  # noqa: SLF001
-            given_up = {**where, "UploadId": client.create_multipart_upload(**where)["UploadId"]}
+            given_up = {**where, "UploadId": client.create_multipart_upload(**where, **encryption)["UploadId"]}
             client.abort_multipart_upload(**given_up)
     except ArtifactSyncError as error:
         return failed("multipart", error)

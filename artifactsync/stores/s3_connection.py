@@ -35,6 +35,8 @@ def open_s3_lanes(bucket: str, settings: S3Settings, credentials: SessionCredent
         config["unsigned_payload"] = True
     if settings.anon:
         config["skip_signature"] = True
+    if settings.encryption:
+        config.update(settings.encryption.obstore_config)
     config["virtual_hosted_style_request"] = is_virtual(bucket, settings)
     client: dict[str, Any] = {"allow_http": settings.is_http}
     if settings.ca_bundle:

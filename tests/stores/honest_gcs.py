@@ -2,8 +2,8 @@
 
 It is no Google server, and a test on it shows only that our client is right about the documentation. It enforces
 ``ifGenerationMatch`` on resumable uploads when they end (and, unless told otherwise, when they start), checks CRC32C,
-keeps only whole multiples of 256 KiB of a broken chunk, answers a chunk sent again, knows a finished session, and
-words its 404s as Google does.
+keeps only whole multiples of 256 KiB of a broken chunk, answers a chunk sent again, knows a finished session, says
+which KMS key an object was written with, asks for tokens if it is told to, and words its 404s as Google does.
 
 Sources, read 2026-11: https://cloud.google.com/storage/docs/json_api/v1/objects,
 https://cloud.google.com/storage/docs/performing-resumable-uploads,
@@ -47,6 +47,7 @@ class Session:
 
     name: str
     if_generation: str | None
+    kms_key: str | None
     data: bytearray = field(default_factory=bytearray)
     finished: dict | None = None
 
@@ -57,9 +58,12 @@ class HonestGcs(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, bucket, *, checks_at_start=True):
+    def __init__(self, bucket, *, checks_at_start=True, encrypts=True):
         self.bucket = bucket
         self.checks_at_start = checks_at_start
+        self.encrypts = encrypts
+        self.tokens = None  # those that are good now; None: all are
+        self.kms_keys = {}  # of objects
         self.objects = {}  # name: (bytes, generation)
         self.sessions = {}
         self.lock = threading.RLock()
@@ -80,7 +84,9 @@ class HonestGcs(ThreadingHTTPServer):
         if name not in self.objects:
             raise RefusedError(404, f"No such object: {self.bucket}/{name}")
         data, generation = self.objects[name]
+        kms_key = self.kms_keys.get(name)
         return {
+            **({"kmsKeyName": f"{kms_key}/cryptoKeyVersions/1"} if kms_key and self.encrypts else {}),
             "kind": "storage#object",
             "name": name,
             "bucket": self.bucket,
@@ -96,7 +102,7 @@ class HonestGcs(ThreadingHTTPServer):
         if if_generation is not None and int(if_generation) != found:
             raise RefusedError(412, "At least one of the pre-conditions you specified did not hold.")
 
-    def publish(self, name, data, if_generation, expected_crc32c):
+    def publish(self, name, data, if_generation, expected_crc32c, kms_key):
         if expected_crc32c not in {None, crc32c(data)}:
             raise RefusedError(
                 400, f"Provided CRC32C {expected_crc32c} doesn't match calculated CRC32C {crc32c(data)}."
@@ -104,6 +110,7 @@ class HonestGcs(ThreadingHTTPServer):
         with self.lock:
             self.check(name, if_generation)
             self.objects[name] = (bytes(data), next(self.numbers))
+            self.kms_keys[name] = kms_key
             return self.resource(name)
 
 
@@ -125,6 +132,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         try:
+            self.check_token()
             self.server.check_bucket(re.match(r"(?:/upload|/download)?/storage/v1/b/([^/]+)/o", self.parts.path)[1])
             if self.parts.path.startswith("/upload/"):
                 self.upload()
@@ -133,6 +141,11 @@ class Handler(BaseHTTPRequestHandler):
         except RefusedError as error:
             told = {"error": {"code": error.status, "message": error.message, "errors": []}}
             self.answer(error.status, json.dumps(told).encode())
+
+    def check_token(self):
+        good = self.server.tokens
+        if good is not None and self.headers.get("Authorization", "").removeprefix("Bearer ") not in good:
+            raise RefusedError(401, "Invalid Credentials")
 
     do_GET = do_POST = do_PUT = do_DELETE = do_any  # noqa: N815 the names that http.server calls
 
@@ -154,11 +167,12 @@ class Handler(BaseHTTPRequestHandler):
             boundary = message.get_boundary().encode()
             data = self.body.split(b"--" + boundary, 2)[2].split(b"\r\n\r\n", 1)[1].rpartition(b"\r\n--" + boundary)[0]
             del media
-            name, condition = told["name"], self.query.get("ifGenerationMatch")
-            self.answer(200, json.dumps(self.server.publish(name, data, condition, told.get("crc32c"))).encode())
+            name, condition, kms_key = told["name"], self.query.get("ifGenerationMatch"), self.query.get("kmsKeyName")
+            found = self.server.publish(name, data, condition, told.get("crc32c"), kms_key)
+            self.answer(200, json.dumps(found).encode())
         else:
             name = json.loads(self.body)["name"]
-            session = Session(name, self.query.get("ifGenerationMatch"))
+            session = Session(name, self.query.get("ifGenerationMatch"), self.query.get("kmsKeyName"))
             if self.server.checks_at_start:
                 self.server.check(name, session.if_generation)
             number = f"secret-{next(self.server.numbers)}"
@@ -178,7 +192,9 @@ class Handler(BaseHTTPRequestHandler):
             session.data[int(start) :] = self.body
         if total != "*" and len(session.data) == int(total):
             sent = dict(part.split("=", 1) for part in self.headers.get("x-goog-hash", "").split(",") if part)
-            found = self.server.publish(session.name, session.data, session.if_generation, sent.get("crc32c"))
+            found = self.server.publish(
+                session.name, session.data, session.if_generation, sent.get("crc32c"), session.kms_key
+            )
             session.finished = found
             self.answer(200, json.dumps(found).encode())
             return
@@ -207,7 +223,8 @@ class Handler(BaseHTTPRequestHandler):
         else:
             source, target = self.parts.path.split("/o/", 1)[1].split(f"/rewriteTo/b/{server.bucket}/o/")
             server.resource(unquote(source))
-            found = server.publish(unquote(target), server.objects[unquote(source)][0], None, None)
+            kms_key = self.query.get("destinationKmsKeyName")
+            found = server.publish(unquote(target), server.objects[unquote(source)][0], None, None, kms_key)
             size = found["size"]
             told = {"done": True, "resource": found, "totalBytesRewritten": size, "objectSize": size}
             self.answer(200, json.dumps(told).encode())

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import ConfigurationError, DamagedError
+from artifactsync.journal.growing_set import GrowingSet
 from artifactsync.journal.record import Kind, Record, decode_metrics, encode_metrics
 from artifactsync.journal.timing import NOTHING, read_timing
 from artifactsync.naming.layout import check_relative
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,11 +186,11 @@ class Catalogue:
     """Attempt → ``write_id`` of its claim."""
     last_committed_attempt: int = 0
     """The greatest attempt that ever committed anything, retired or not; 0 if none did."""
-    keys: frozenset[str] = field(default_factory=frozenset)
+    keys: AbstractSet[str] = field(default_factory=GrowingSet)
     """Every key that any commit ever named: none of them is written again."""
     retired: tuple[Checkpoint, ...] = ()
     """Committed once, and retired since: their files may be gone."""
-    retired_keys: frozenset[str] = field(default_factory=frozenset)
+    retired_keys: AbstractSet[str] = field(default_factory=GrowingSet)
     """Keys that retire records named: deleted, or about to be. No later commit may name one of them."""
 
     @classmethod
@@ -224,21 +227,19 @@ class Catalogue:
             last_commit_at=last_commit_at,
             claims=MappingProxyType(claims),
             last_committed_attempt=last_committed_attempt,
-            keys=frozenset(keys),
+            keys=GrowingSet(keys),
             retired=tuple(retired.values()),
-            retired_keys=frozenset(retired_keys),
+            retired_keys=GrowingSet(retired_keys),
         )
 
     def totals(self) -> dict[str, Any]:
         """The ``totals`` of the record that this catalogue ends with."""
-        latest = self.latest()
-        sizes = {file.key: file.size for checkpoint in self.checkpoints for file in checkpoint.files}
-        return {
-            "checkpoints": len(self.checkpoints),
-            "bytes": sum(sizes.values()),
-            "latest": latest.seq if latest else None,
-            "last_step": latest.step if latest else None,
-        }
+        return _totals(len(self.checkpoints), self._live_bytes, self._newest)
+
+    def totals_with(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The ``totals`` of a record that commits one more checkpoint."""
+        newest = max(filter(None, (self._newest, checkpoint)), key=_order)
+        return _totals(len(self.checkpoints) + 1, self._live_bytes + self._bytes_more(checkpoint), newest)
 
     def with_claim(self, record: Record) -> Catalogue:
         """The catalogue after one more claim."""
@@ -246,15 +247,18 @@ class Catalogue:
         return replace(self, attempt=record.attempt, finished="", seq=record.seq, claims=claims)
 
     def with_commit(self, checkpoint: Checkpoint) -> Catalogue:
-        """The catalogue after one more commit."""
-        return replace(
+        """The catalogue after one more commit. What it adds up to is not counted anew: runs commit for months."""
+        after = replace(
             self,
             checkpoints=(*self.checkpoints, checkpoint),
             seq=checkpoint.seq,
             last_commit_at=checkpoint.committed_at,
             last_committed_attempt=max(self.last_committed_attempt, checkpoint.attempt),
-            keys=self.keys | {file.key for file in checkpoint.files},
+            keys=_added(self.keys, (file.key for file in checkpoint.files)),
         )
+        after.__dict__["_live_bytes"] = self._live_bytes + self._bytes_more(checkpoint)
+        after.__dict__["_newest"] = max(filter(None, (self._newest, checkpoint)), key=_order)
+        return after
 
     def with_retirement(self, retirement: Retirement) -> Catalogue:
         """The catalogue after a retire record."""
@@ -263,16 +267,16 @@ class Catalogue:
             checkpoints=tuple(c for c in self.checkpoints if c.seq not in retirement.commits),
             seq=retirement.seq,
             retired=(*self.retired, *(c for c in self.checkpoints if c.seq in retirement.commits)),
-            retired_keys=self.retired_keys | retirement.keys,
+            retired_keys=_added(self.retired_keys, retirement.keys),
         )
 
     def newest_first(self) -> tuple[Checkpoint, ...]:
         """The checkpoints in the order in which a resume tries them."""
-        return tuple(sorted(self.checkpoints, key=lambda c: (c.attempt, c.step, c.seq), reverse=True))
+        return tuple(sorted(self.checkpoints, key=_order, reverse=True))
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint that a resume takes."""
-        return next(iter(self.newest_first()), None)
+        return self._newest
 
     def named(self, name: str) -> Checkpoint | None:
         """The newest checkpoint of that name."""
@@ -289,3 +293,33 @@ class Catalogue:
         having = [c for c in self.newest_first() if not math.isnan(c.metrics.get(metric, math.nan))]
         pick = min if mode == "min" else max
         return pick(having, key=lambda c: c.metrics[metric]) if having else None
+
+    @cached_property
+    def _newest(self) -> Checkpoint | None:
+        return max(self.checkpoints, key=_order, default=None)
+
+    @cached_property
+    def _live_bytes(self) -> int:
+        return sum({file.key: file.size for checkpoint in self.checkpoints for file in checkpoint.files}.values())
+
+    def _bytes_more(self, checkpoint: Checkpoint) -> int:
+        """Bytes that only this checkpoint has: a key that a commit named, and no retirement, is a live one's."""
+        sizes = {file.key: file.size for file in checkpoint.files}
+        return sum(size for key, size in sizes.items() if key not in self.keys or key in self.retired_keys)
+
+
+def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:
+    return checkpoint.attempt, checkpoint.step, checkpoint.seq
+
+
+def _added(keys: AbstractSet[str], more: Iterable[str]) -> AbstractSet[str]:
+    return (keys if isinstance(keys, GrowingSet) else GrowingSet(keys)).added(more)
+
+
+def _totals(checkpoints: int, live_bytes: int, newest: Checkpoint | None) -> dict[str, Any]:
+    return {
+        "checkpoints": checkpoints,
+        "bytes": live_bytes,
+        "latest": newest.seq if newest else None,
+        "last_step": newest.step if newest else None,
+    }

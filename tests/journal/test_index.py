@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,7 +82,7 @@ def forge(data: bytes) -> bytes:
     for line in data.splitlines():
         fields = {**read_json(line), "time": "1999", "prev_sha256": previous}
         lines.append(seal(fields))
-        previous = index_module.hashlib.sha256(lines[-1]).hexdigest()
+        previous = hashlib.sha256(lines[-1]).hexdigest()
     return b"".join(lines)
 
 

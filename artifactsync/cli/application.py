@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from artifactsync._version import __version__
-from artifactsync.cli import completion, cp, doctor, ls, prune, pull, push, rm, status, verify
+from artifactsync.cli import completion, cp, doctor, ls, prune, pull, push, report, rm, status, verify
 from artifactsync.cli.failures import (
     INTERRUPTED_EXIT_CODE,
     OUTPUT_CLOSED_EXIT_CODE,
@@ -96,6 +96,7 @@ for _command in (
     pull.command,
     push.command,
     status.command,
+    report.command,
     verify.command,
     prune.command,
     cp.command,

@@ -17,12 +17,13 @@ from artifactsync.errors import (
 from artifactsync.journal.catalogue import Catalogue, Checkpoint
 from artifactsync.journal.contents import Artifact, Contents, read_contents
 from artifactsync.journal.copying import CopyReport, copy_run
+from artifactsync.journal.history import History
 from artifactsync.journal.log import JournalLog, read_catalogue
 from artifactsync.journal.pins import keeping_pin
 from artifactsync.journal.removal import RemovalReport, plan_removal, remove_run
 from artifactsync.journal.restore import PullReport, Selection, pull_run
 from artifactsync.journal.status import RunStatus, read_status
-from artifactsync.journal.tails import fetch_log
+from artifactsync.journal.tails import LogStore, fetch_log
 from artifactsync.journal.verification import VerifyReport, verify
 from artifactsync.naming import RunLayout, resolve_run_name
 from artifactsync.naming.layout import safe_local_path
@@ -85,9 +86,29 @@ class RunView:
         """List the run's remote folder."""
         return read_contents(self._store, self._layout, self.catalogue())
 
+    def history(self) -> History:
+        """What happened to the run: its attempts, and every checkpoint it ever had."""
+        head = self._log.find_head()
+        records = (slot.record for slot in self._log.read_all(up_to=head.record.seq)) if head else ()
+        return History.from_records(records, run_name=self.name, url=self.remote)
+
+    def read_artifact(self, artifact: Artifact, contents: Contents, *, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes of an artifact; a log that is still growing is read as the one file that it will be.
+
+        Args:
+            artifact: One of ``contents``.
+            contents: A listing of the run's folder.
+            start: First byte.
+            end: One after the last byte; None reads to the end.
+
+        Raises:
+            ObjectNotFoundError, MissingBytesError: it changed since the listing: list again.
+        """
+        return LogStore(self._store, self._layout, contents.logs).get(artifact.key, start=start, end=end)
+
     def checkpoints(self) -> list[Checkpoint]:
-        """The committed checkpoints, oldest first."""
-        return list(self.catalogue().checkpoints)
+        """The committed checkpoints, oldest first: by attempt and step, whatever the order of their commits."""
+        return list(reversed(self.catalogue().newest_first()))
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint that a resume takes; None if nothing is committed. Four requests however long the run."""

@@ -126,5 +126,6 @@ def test_json_names() -> None:
         "bytes": 10,
         "committed_at": "t1",
         "metrics": {"loss": 0.5},
+        "timing": {},
         "files": [{"path": "c/10.pt", "key": "demo/c/1-10-1.pt", "size": 10, "sha256": f"{1:064x}"}],
     }

@@ -3,7 +3,10 @@
 Owns: folders (a store has only keys) and the words of fsspec. Does not own: bytes (the store), open files
 (``filesystem_files``).
 
-Invariant: nothing is cached, and nothing is visible at a path before it is whole. A folder exists while it has a file.
+Invariants: nothing is cached, and nothing is visible at a path before it is whole. A folder exists while it has a file.
+No path leads out of the store, and no name in it leads out of the folder that it is fetched into: paths with an empty,
+``.`` or ``..`` part or a NUL are refused, and keys that only such a path would name are not shown (``Run.artifacts``
+shows them).
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractFileSystem
 
-from artifactsync.errors import AlreadyExistsError, ConfigurationError, ObjectNotFoundError
+from artifactsync.errors import AlreadyExistsError, ConfigurationError, ObjectNotFoundError, UnsafeKeyError
 from artifactsync.stores.filesystem_files import FileBody, ReadFile, TextWriteFile, WriteFile
+from artifactsync.stores.keys import why_refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,10 +55,22 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
         stripped = super()._strip_protocol(path)
         return [p.lstrip("/") for p in stripped] if isinstance(stripped, list) else stripped.lstrip("/")
 
+    def _key(self, path: Any) -> str:
+        """The key of a path that a caller gave.
+
+        Raises:
+            UnsafeKeyError: the path leads elsewhere, or nowhere: it has an empty, ``.`` or ``..`` part, or a NUL.
+        """
+        key = str(self._strip_protocol(path))
+        if key and (reason := why_refused(key)):
+            hint = "use paths below the folder, such as checkpoints/model.pt"
+            raise UnsafeKeyError(f"the path {key!r} {reason}", hint=hint, url=self.store.url)
+        return key
+
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """Return name, size and type of a file or folder."""
         del kwargs
-        path = self._strip_protocol(path)
+        path = self._key(path)
         if not path:
             return _folder("")
         try:
@@ -67,7 +83,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         """Return what is directly below a folder, or the file itself."""
         del kwargs
-        path = self._strip_protocol(path)
+        path = self._key(path)
         entries = sorted(self._children(f"{path}/" if path else ""), key=lambda entry: str(entry["name"]))
         if not entries and path:
             entries = [_file(self.store.head(path))]
@@ -79,8 +95,9 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
         """Return all files below a folder; one listing, where depth and folders are not asked for."""
         if maxdepth is not None or withdirs:
             return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail, **kwargs)
-        path = self._strip_protocol(path)
-        found = {info.key: _file(info) for info in self.store.list(f"{path}/" if path else "")}
+        path = self._key(path)
+        listing = self.store.list(f"{path}/" if path else "")
+        found = {info.key: _file(info) for info in listing if not why_refused(info.key)}
         if not found and path:
             with contextlib.suppress(ObjectNotFoundError):
                 found = {path: _file(self.store.head(path))}
@@ -88,7 +105,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
 
     def modified(self, path: str) -> datetime:
         """Return the time of the last write."""
-        path = self._strip_protocol(path)
+        path = self._key(path)
         modified_at = self.store.head(path).modified_at
         if modified_at is None:
             raise ConfigurationError(f"{self.store.url} keeps no times", url=f"{self.store.url}/{path}")
@@ -104,6 +121,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
     def _open(
         self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True, **kwargs: Any
     ) -> Any:
+        path = self._key(path)
         if mode == "rb":
             info = self.info(path)
             if info["type"] != "file":
@@ -124,7 +142,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """Return a file's bytes, or those of a range; negative positions count from the end."""
         del kwargs
-        path = self._strip_protocol(path)
+        path = self._key(path)
         if (start or 0) < 0 or (end or 0) < 0:
             size_bytes = self.store.head(path).size_bytes
             start, end, _ = slice(start, end).indices(size_bytes)
@@ -137,7 +155,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
             AlreadyExistsError: there is one (a FileExistsError).
         """
         del kwargs
-        self._put(self._strip_protocol(path), bytes(value), mode)
+        self._put(self._key(path), bytes(value), mode)
 
     def put_file(
         self, lpath: str | os.PathLike[str], rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite",
@@ -150,7 +168,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
         with Path(lpath).open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
             callback.set_size(size_bytes)
-            self._put(self._strip_protocol(rpath), FileBody(file, size_bytes), mode)
+            self._put(self._key(rpath), FileBody(file, size_bytes), mode)
         callback.absolute_update(size_bytes)
 
     def get_file(self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, **kwargs: Any) -> None:
@@ -158,7 +176,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
         if hasattr(lpath, "write"):
             super().get_file(rpath, lpath, callback=callback, **kwargs)
             return
-        rpath, target = self._strip_protocol(rpath), Path(lpath)
+        rpath, target = self._key(rpath), Path(lpath)
         info = self.info(rpath)
         if info["type"] == "directory":
             target.mkdir(parents=True, exist_ok=True)
@@ -176,15 +194,16 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
         """Copy a file within the store."""
         del kwargs
-        self.store.copy(self._strip_protocol(path1), self._strip_protocol(path2))
+        self.store.copy(self._key(path1), self._key(path2))
 
     def rm_file(self, path: str) -> None:
         """Remove a file."""
-        self.store.delete([self._strip_protocol(path)])
+        self.store.delete([self._key(path)])
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove files, and with ``recursive`` folders."""
-        self.store.delete(self.expand_path(path, recursive=recursive, maxdepth=maxdepth))
+        found = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
+        self.store.delete([key for key in map(self._key, found) if key])
 
     def _put(self, path: str, body: Body | bytes, mode: str) -> None:
         if mode == "create":
@@ -200,10 +219,13 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships
         while after is not None:
             keys_inside, listing, after = 0, self.store.list(prefix, start_after=after), None
             for info in listing:
-                name, slash, _ = info.key[len(prefix) :].partition("/")
+                name, slash, inside = info.key[len(prefix) :].partition("/")
+                if why_refused(name):  # an empty one is the folder's own marker object, made by some consoles
+                    continue
                 if not slash:
-                    if name:  # the folder's own marker object, made by some consoles, is not in it
-                        yield _file(info)
+                    yield _file(info)
+                    continue
+                if name not in folders and inside and why_refused(inside.removesuffix("/")):  # no path leads to it
                     continue
                 keys_inside = 1 if name not in folders else keys_inside + 1
                 if name not in folders:

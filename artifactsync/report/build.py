@@ -188,7 +188,7 @@ def _attempt_table(history: History) -> str:
         )
         for story in history.attempts[::-1][:_MAX_ROWS]
     ]
-    return table(("attempt", "began", "after", "commits", "ended", "host"), rows, texts=frozenset({0, 2, 4, 5}))
+    return table(("attempt", "began", "after", "commits", "ended", "host"), rows, texts=frozenset({0, 1, 2, 4, 5}))
 
 
 def _lane(story: AttemptStory, history: History, status: RunStatus, now: datetime) -> Lane | None:

@@ -89,7 +89,8 @@ def _grid(y: _Axis, has_values: bool) -> list[str]:
         return []
     ticks = sorted({y.low, y.middle(), y.high})
     lines = [f'<line class="grid" x1="{_LEFT}" y1="{y(v)}" x2="{WIDTH - _RIGHT}" y2="{y(v)}"/>' for v in ticks]
-    texts = [f'<text class="tick end" x="{_LEFT - 5}" y="{y(v) + 3.5:.1f}">{v:.3g}</text>' for v in ticks]
+    digits = next((n for n in (3, 4, 5) if len({f"{v:.{n}g}" for v in ticks}) == len(ticks)), 6)
+    texts = [f'<text class="tick end" x="{_LEFT - 5}" y="{y(v) + 3.5:.1f}">{v:.{digits}g}</text>' for v in ticks]
     return lines + texts
 
 

@@ -39,7 +39,7 @@ svg{display:block;width:100%;height:auto}
 .curve{fill:none;stroke:var(--curve);stroke-width:1.5;stroke-linejoin:round}.point{fill:var(--curve)}
 .bar{fill:var(--grid)}.bar.failed{fill:var(--bad);opacity:.45}.bar.preempted{fill:var(--warn);opacity:.45}
 .saved{stroke:var(--good);stroke-width:2}.gone{stroke:var(--gone);stroke-width:1.5}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto;margin-top:12px}table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{color:var(--faint);font-weight:500}th:first-child,td:first-child{text-align:left}
 td.text,th.text{text-align:left}tr.gone td{color:var(--gone)}

@@ -79,6 +79,14 @@ def plan_retention(catalogue: Catalogue, policy: RetentionPolicy) -> RetentionPl
     return RetentionPlan(kept=kept, retired=retired, keys=_keys(retired) - _keys(kept))
 
 
+def would_keep(catalogue: Catalogue, policy: RetentionPolicy, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint would stay if it were committed now; True where the policy cannot tell."""
+    try:
+        return checkpoint in plan_retention(catalogue.with_commit(checkpoint), policy).kept
+    except ConfigurationError:
+        return True
+
+
 def _wanted(catalogue: Catalogue, policy: RetentionPolicy) -> Iterator[Checkpoint]:
     newest_first = catalogue.newest_first()
     yield from newest_first[: policy.keep_last or 1]

@@ -144,6 +144,12 @@ class RetryStore:
         """Send an idempotent request that ``Store`` has no word for, as patiently as the others."""
         return self._retry(request)
 
+    def pausing(self, pause: Callable[[float], object]) -> RetryStore:
+        """The same store with the same patience, which pauses in another way; ``give_up`` of this one ends both."""
+        view = RetryStore(self.store, self.policy, sleep=pause, clock=self._clock)
+        view._closed = self._closed
+        return view
+
     def give_up(self) -> None:
         """End pauses, and try nothing again; the store within stays open."""
         self._closed.set()

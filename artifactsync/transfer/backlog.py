@@ -33,17 +33,20 @@ class Backlog:
 
     Args:
         max_running: How many uploads run at a time.
-        max_pending_files: When so many uploads wait, a new one fails at once.
+        max_pending_files: When so many uploads wait that are not urgent, a new one of them fails at once. Urgent ones
+            are always taken: a checkpoint must not fail because of logs.
         held_fds: How many descriptors may be held for waiting uploads.
+        keeps_room: Whether some of ``max_running`` are for urgent uploads alone.
     """
 
-    def __init__(self, *, max_running: int, max_pending_files: int, held_fds: int) -> None:
+    def __init__(self, *, max_running: int, max_pending_files: int, held_fds: int, keeps_room: bool = False) -> None:
         self.changed = threading.Condition()
         """The lock, notified when there is something to do or something is done. It guards all that follows."""
-        self.schedule = Schedule(max_running)
+        self.schedule = Schedule(max_running, keeps_room=keeps_room)
         self.failures = Failures()
         self.pending_files = 0
         self.pending_bytes = 0
+        self._pending_plain = 0
         self.uploaded_files = 0
         self.uploaded_bytes = 0
         self.is_closed = False
@@ -79,7 +82,7 @@ class Backlog:
         """
         if self.is_closed:
             raise ConfigurationError(f"cannot upload {upload.key}: the uploader is closed")
-        if self.pending_files >= self._max_pending_files:
+        if not upload.is_urgent and self._pending_plain >= self._max_pending_files:
             self._refuse(upload, url)
             return False
         is_held = fd is not None and self._fds_left > 0
@@ -89,6 +92,7 @@ class Backlog:
         for old in self.schedule.add(upload):
             self.replace(old, upload)
         self.pending_files += 1
+        self._pending_plain += not upload.is_urgent
         self.pending_bytes += upload.size_bytes
         return is_held
 
@@ -144,7 +148,7 @@ class Backlog:
     def _refuse(self, upload: Upload, url: str) -> None:
         last_error = self.failures.last_error
         error = UploadError(
-            f"upload of {upload.key} refused: {self.pending_files} uploads are waiting already"
+            f"upload of {upload.key} refused: {self._pending_plain} uploads are waiting already"
             + (f"; the last error was: {last_error}" if last_error else ""),
             hint="see status() for what holds them up; upload less often, or raise max_pending_files",
             url=f"{url}/{upload.key}",
@@ -160,5 +164,6 @@ class Backlog:
     def _leave(self, upload: Upload) -> None:
         """The upload is not pending any more."""
         self.pending_files -= 1
+        self._pending_plain -= not upload.is_urgent
         self.pending_bytes -= upload.size_bytes
         self._fds_left += upload.release_fd()

@@ -34,6 +34,7 @@ class FileBeingWritten:
     """
 
     def __init__(self, fd: int, name: str, size_bytes: int) -> None:
+        self._fd = -1
         self._fd = os.dup(fd)
         self._changed = threading.Condition()
         self._written_bytes = 0
@@ -71,6 +72,15 @@ class FileBeingWritten:
     def open(self, on_read: Callable[[int], None]) -> GrowingBody:
         """A body of the file; each try of an upload opens its own."""
         return GrowingBody(self, on_read)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What made the writer fail; None while it has not."""
+        return self._error
+
+    def unless_whole(self) -> FileBeingWritten | None:
+        """Itself while it is being written; None once the file is there to be opened by its name."""
+        return self if self.digest is None else None
 
     def wait_until_whole(self) -> FileDigest:
         """Wait for the writer.
@@ -141,6 +151,9 @@ class FileBeingWritten:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class GrowingBody:

@@ -135,6 +135,7 @@ class Delivery:
         )
 
     def _postpone(self, upload: Upload, error: ArtifactSyncError, now: float) -> None:
+        upload.has_failed = True
         self._backlog.failures.note_trouble(upload.key, error)
         if not self._was_warned:
             self._was_warned = True

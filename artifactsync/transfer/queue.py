@@ -59,7 +59,10 @@ class UploadQueue:
         store: Where to, or what opens it on first use, on a worker thread; not closed by the queue.
         max_concurrency: Files uploaded at a time.
         bandwidth_limit_bytes_per_s: Upper limit of all uploads together; None is none.
-        max_pending_files: When so many uploads wait, a new one fails at once instead of blocking the training.
+        max_pending_files: When so many uploads wait that are not urgent, a new one of them fails at once instead of
+            blocking the training.
+        keeps_room: Whether a quarter of the uploads at a time, at least one where there are several, are kept for
+            urgent ones, so that none waits behind large files.
         patience: How long failing uploads are tried again.
         polite: Whether the stores' threads give way to training (``politeness``).
         clock: The ``time`` module, or a ``FakeClock``.
@@ -75,6 +78,7 @@ class UploadQueue:
         max_concurrency: int = 8,
         bandwidth_limit_bytes_per_s: float | None = None,
         max_pending_files: int = 10_000,
+        keeps_room: bool = False,
         patience: Patience | None = None,
         polite: bool = True,
         clock: Clock = time,
@@ -90,7 +94,12 @@ class UploadQueue:
         self._remote = Remote(store)
         self._meter = Meter(clock)
         self._politeness = Politeness(self._meter, clock, is_wanted=polite)
-        self._backlog = Backlog(max_running=max_concurrency, max_pending_files=max_pending_files, held_fds=_held_fds())
+        self._backlog = Backlog(
+            max_running=max_concurrency,
+            max_pending_files=max_pending_files,
+            held_fds=_held_fds(),
+            keeps_room=keeps_room,
+        )
         self._delivery = Delivery(
             self._backlog,
             self._remote,
@@ -116,6 +125,7 @@ class UploadQueue:
         overwrite: bool = True,
         growing: bool = False,
         tail: Tail | None = None,
+        is_urgent: bool = False,
         writing: FileBeingWritten | None = None,
     ) -> Upload:
         """Put a file in line and return at once; nothing of it is read here.
@@ -126,6 +136,7 @@ class UploadQueue:
             overwrite: False fails with ``AlreadyExistsError`` if the key has other bytes, atomically where the store
                 can. An overwriting upload replaces those of its key that still wait.
             growing: The file is append-only; its length at the time it is read is what is sent.
+            is_urgent: It belongs to a checkpoint: it goes before other files, and there is always room for it.
             tail: Sends only what is new of such a file, to keys of its own; ``key`` keeps its order.
             writing: The file is still being written, and need not be at ``path`` yet: it is sent as far as it is, and
                 the object exists only once the file is whole.
@@ -145,6 +156,7 @@ class UploadQueue:
                 overwrite=overwrite,
                 growing=growing,
                 tail=tail,
+                is_urgent=is_urgent,
                 writing=writing,
                 cancel=self._cancel,
                 waiting=self.watching,

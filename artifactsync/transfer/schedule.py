@@ -1,11 +1,12 @@
 """Which upload runs next.
 
-Owns: order per key, replacement, back-off times, and the shares of big and small files. Does not own: threads or
-locks (``queue`` holds its lock around every call), nor what a failure means (``patience``).
+Owns: order per key, replacement, back-off times, the shares of big and small files, and the precedence of urgent ones
+(of checkpoints). Does not own: threads or locks (``queue`` holds its lock around every call), nor what a failure means
+(``patience``).
 
 Invariants: at most one upload of a key runs at a time, and uploads of a key run in the order of their submission; a
 key keeps its place in the line when its waiting upload is replaced, so that a file submitted at every step does get
-its turn.
+its turn. No other upload begins while an urgent one could.
 """
 
 from __future__ import annotations
@@ -23,24 +24,48 @@ BIG_BYTES = 32 * 1024 * 1024
 _State = Literal["ready", "delayed", "running"]
 
 
+class _Line:
+    """Keys that could run now, the big ones apart, so that neither kind starves the other."""
+
+    def __init__(self) -> None:
+        self.small: deque[str] = deque()
+        self.big: deque[str] = deque()
+        self._was_big = False
+
+    def __len__(self) -> int:
+        return len(self.small) + len(self.big)
+
+    def take(self, *, may_big: bool, is_first_big: bool) -> str | None:
+        """The next key: of both kinds a big one first if none is running, else turn by turn."""
+        may_big = may_big and bool(self.big)
+        if may_big and self.small:
+            self._was_big = is_first_big or not self._was_big
+            may_big = self._was_big
+        if may_big:
+            return self.big.popleft()
+        return self.small.popleft() if self.small else None
+
+
 class Schedule:
     """The uploads that are not settled, by key.
 
     Args:
         max_running: How many uploads run at a time.
+        keeps_room: Whether some of them, at least one where there are several, are for urgent uploads alone: what
+            runs is not interrupted, and a checkpoint must not wait until a large file is through.
     """
 
-    def __init__(self, max_running: int) -> None:
+    def __init__(self, max_running: int, *, keeps_room: bool = False) -> None:
         self._is_alone = max_running == 1
         self._big_limit = max_running if max_running == 1 else max_running - max(1, max_running // 4)
+        self._plain_limit = self._big_limit if keeps_room else max_running
         self._lanes: dict[str, deque[Upload]] = {}
         self._states: dict[str, _State] = {}
-        self._small: deque[str] = deque()
-        self._big: deque[str] = deque()
+        self._urgent, self._plain = _Line(), _Line()
         self._delayed: list[tuple[float, int, str]] = []
         self._running_big: set[str] = set()
         self._running_small: set[str] = set()
-        self._was_big = False
+        self._running_plain: set[str] = set()
         self._order = 0
 
     def add(self, upload: Upload) -> list[Upload]:
@@ -68,6 +93,8 @@ class Schedule:
                 continue
             self._states[key] = "running"
             (self._running_big if _is_big(lane[0]) else self._running_small).add(key)
+            if not lane[0].is_urgent:
+                self._running_plain.add(key)
             return lane[0]
         return None
 
@@ -132,28 +159,27 @@ class Schedule:
     @property
     def ready(self) -> int:
         """About how many keys could run at once if there were workers."""
-        return len(self._small) + len(self._big)
+        return len(self._urgent) + len(self._plain)
 
     def _next_key(self) -> str | None:
-        """Choose between the line of big files and that of small ones, so that neither starves."""
-        may_big = bool(self._big) and len(self._running_big) < self._big_limit
-        if may_big and self._small:
-            # Both wait: a big one first if none is running, else turn by turn.
-            is_none_running = not self._running_big and not self._is_alone
-            self._was_big = is_none_running or not self._was_big
-            return self._big.popleft() if self._was_big else self._small.popleft()
-        if may_big:
-            return self._big.popleft()
-        return self._small.popleft() if self._small else None
+        """An urgent one if there is any, else one of the others."""
+        may_big = len(self._running_big) < self._big_limit
+        is_first = not self._running_big and not self._is_alone
+        key = self._urgent.take(may_big=may_big, is_first_big=is_first)
+        if key is None and len(self._running_plain) < self._plain_limit:
+            key = self._plain.take(may_big=may_big, is_first_big=is_first)
+        return key
 
     def _make_ready(self, key: str) -> None:
         self._states[key] = "ready"
         lane = self._lanes[key]
-        (self._big if lane and _is_big(lane[0]) else self._small).append(key)
+        line = self._urgent if lane and lane[0].is_urgent else self._plain
+        (line.big if lane and _is_big(lane[0]) else line.small).append(key)
 
     def _stop(self, upload: Upload) -> None:
         self._running_big.discard(upload.key)
         self._running_small.discard(upload.key)
+        self._running_plain.discard(upload.key)
 
     def _forget(self, key: str) -> None:
         self._states.pop(key, None)

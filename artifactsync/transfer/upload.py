@@ -79,6 +79,7 @@ class Upload:
         overwrite: bool,
         growing: bool,
         tail: Tail | None = None,
+        is_urgent: bool = False,
         writing: FileBeingWritten | None = None,
         cancel: Callable[[Upload], bool],
         waiting: Callable[[], AbstractContextManager[object]],
@@ -93,6 +94,10 @@ class Upload:
         self.growing = growing
         self.tail = tail  # sends it piece by piece
         self.writing = writing  # sends it as far as it is written
+        self.is_urgent = is_urgent
+        """Whether it belongs to a checkpoint, and goes before logs and other files."""
+        self.has_failed = False
+        """Whether a try has failed, and it is tried again."""
         self.attempts = 0
         """Tries begun so far."""
         self.replaced: list[Upload] = []  # those that settle with this one

@@ -147,7 +147,7 @@ def without_read_back(patch: pytest.MonkeyPatch) -> None:
 def without_commit_last(patch: pytest.MonkeyPatch) -> None:
     """The record is written before the files."""
 
-    def publish(self: Any, prepare: Callable[[], Any], label: Any) -> Any:
+    def publish(self: Any, prepare: Callable[[], Any], label: Any, *_: Any) -> Any:
         files = list(prepare())
         entries = {
             f.path: CheckpointFile(path=f.path, key=self._fresh_key(f), size=f.size_bytes, sha256=f.sha256)
@@ -156,7 +156,7 @@ def without_commit_last(patch: pytest.MonkeyPatch) -> None:
         fields = {name: getattr(label, name) for name in ("name", "step", "epoch", "batch", "metrics")}
         checkpoint = self._attempt.commit(**fields, files=list(entries.values()))
         for file in files:
-            self._queue.submit(entries[file.path].key, file.local, overwrite=True).result()
+            self._queue.submit(entries[file.path].key, file.local, overwrite=True).result(None)
         return checkpoint
 
     patch.setattr(publication.Publisher, "_publish", publish)

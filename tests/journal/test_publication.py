@@ -14,6 +14,7 @@ from artifactsync.errors import (
     MissingBytesError,
     NotDurableError,
     ObjectNotFoundError,
+    RemoteUnreachableError,
     RunFencedError,
     UnsafeKeyError,
     WaitTimeoutError,
@@ -22,15 +23,18 @@ from artifactsync.journal.attempt import Attempt, claim
 from artifactsync.journal.contents import read_contents
 from artifactsync.journal.log import JournalLog, read_catalogue
 from artifactsync.journal.publication import Label, LocalFile, Publisher, local_files
+from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.journal.writer import WriterIdentity
-from artifactsync.stores.retry import RetryStore
+from artifactsync.stores.retry import RetryPolicy, RetryStore
 from artifactsync.testing import Call, Fault, FaultyStore
+from artifactsync.transfer.patience import Patience
 from artifactsync.transfer.queue import UploadQueue
 from tests.journal.conftest import IMPATIENT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from artifactsync.journal.pending import PendingCheckpoint
     from artifactsync.stores.protocol import Store
 
 ME = WriterIdentity.of_this_process()
@@ -270,8 +274,9 @@ def test_pending_can_be_awaited_and_cancelled(store: Store, publish: Publish, fi
         return files
 
     publisher = publish(store)
-    first, second = publisher.submit(slow, label(10)), publisher.submit(lambda: files, label(20))
+    first = publisher.submit(slow, label(10))
     assert entered.wait(10)
+    second = publisher.submit(lambda: files, label(20))
     with pytest.raises(WaitTimeoutError, match="'s10'"):
         first.result(0.01)
     assert not first.done()
@@ -283,6 +288,131 @@ def test_pending_can_be_awaited_and_cancelled(store: Store, publish: Publish, fi
     with pytest.raises(NotDurableError, match="cancelled"):
         second.result(10)
     assert steps(store) == [10]
+
+
+class Outage:
+    """A store whose writes fail while it is on, and who is told when one has."""
+
+    def __init__(self, store: Store, *, of: str) -> None:
+        self.store = FaultyStore(store, on_call=self._on_call)
+        self.is_on = False
+        self.puts: list[str] = []
+        self.was_felt = threading.Event()
+        self._of = of
+
+    def _on_call(self, call: Call) -> None:
+        if call.operation != "put":
+            return
+        self.puts.append(call.key)
+        if self.is_on and self._of in call.key:
+            self.was_felt.set()
+            raise RemoteUnreachableError("the line is down", url="memory://")
+
+
+@contextlib.contextmanager
+def through_an_outage(
+    store: Store, tmp_path: Path, *, of: str, retention: RetentionPolicy | None = None
+) -> Iterator[tuple[Publisher, Outage, list[PendingCheckpoint]]]:
+    """Checkpoints 1 to 5, of which the first met an outage that is over now."""
+    outage = Outage(store, of=of)
+    log = JournalLog(store, "demo", policy=IMPATIENT)
+    patience = Patience(base_delay_s=0.01, max_delay_s=0.05)
+    queue = UploadQueue(outage.store, patience=patience)
+    patient = RetryStore(outage.store, RetryPolicy(max_attempts=10**6, base_delay_s=0.01, max_delay_s=0.05))
+    publisher = Publisher(claim(log, writer=ME), log=log, queue=queue, store=patient, retention=retention)
+
+    newest_began = threading.Event()
+
+    def submit(step: int) -> PendingCheckpoint:
+        def prepare() -> list[LocalFile]:
+            if step == 5:
+                newest_began.set()
+            file = tmp_path / f"{step}.pt"
+            file.write_bytes(b"%d" % step * 1000)
+            return local_files({f"c/{step}-rank0.pt": file})
+
+        return publisher.submit(prepare, label(step))
+
+    outage.is_on = True
+    pending = [submit(1)]
+    assert outage.was_felt.wait(10)
+    pending += [submit(step) for step in (2, 3, 5, 4)]
+    assert newest_began.wait(10)
+    outage.is_on = False
+    try:
+        yield publisher, outage, pending
+    finally:
+        publisher.close()
+        queue.close(10)
+
+
+@pytest.mark.parametrize("of", ["/intents/", "demo/c/"])
+def test_after_an_outage_the_newest_becomes_durable_first(store: Store, tmp_path: Path, of: str) -> None:
+    with through_an_outage(store, tmp_path, of=of) as (publisher, _outage, pending):
+        assert sorted(each.result(20).step for each in pending) == [1, 2, 3, 4, 5]
+    catalogue = read_catalogue(JournalLog(store, "demo"))
+    assert [c.step for c in catalogue.checkpoints] == [5, 4, 3, 2, 1]  # in order of commit
+    assert catalogue.latest().step == 5  # type: ignore[union-attr]
+    assert all(store.get(f.key) == b"%d" % c.step * 1000 for c in catalogue.checkpoints for f in c.files)
+    assert not list(store.list("demo/.artifactsync/intents/"))
+    assert store.get("demo/c/latest-rank0.pt.symlink") == b"demo/c/5-rank0.pt"
+    assert publisher.failures() == []
+
+
+def test_what_retention_would_remove_at_once_is_not_sent_after_an_outage(store: Store, tmp_path: Path) -> None:
+    keep_one = RetentionPolicy(keep_last=1)
+    with through_an_outage(store, tmp_path, of="demo/c/", retention=keep_one) as (publisher, outage, pending):
+        assert pending[3].result(20).step == 5
+        for older in (*pending[:3], pending[4]):
+            with pytest.raises(NotDurableError, match=r"'s\d' was not sent: 's5' is newer and durable"):
+                older.result(20)
+        assert publisher.failures() == []
+        assert publisher.take_failures() == []
+        assert {key for key in outage.puts if key.startswith("demo/c/")} <= {
+            "demo/c/1-rank0.pt",  # while nothing newer was there
+            "demo/c/5-rank0.pt",
+            "demo/c/latest-rank0.pt.symlink",
+        }
+    assert steps(store) == [5]
+
+
+def test_checkpoints_of_one_step_are_committed_as_they_were_saved(
+    store: Store, publish: Publish, tmp_path: Path
+) -> None:
+    go_on, entered = threading.Event(), threading.Event()
+    publisher = publish(store)
+    (tmp_path / "f").write_bytes(b"f")
+
+    def prepare() -> list[LocalFile]:
+        entered.set()
+        assert go_on.wait(20)
+        return local_files({"f": tmp_path / "f"})
+
+    pending = [publisher.submit(prepare, label(9))]
+    assert entered.wait(10)
+    pending += [publisher.submit(prepare, replace(label(7), name=name)) for name in "abc"]
+    go_on.set()
+    assert [each.result(20).seq for each in pending] == [2, 3, 4, 5]
+    assert read_catalogue(JournalLog(store, "demo")).latest() == pending[0].result()
+
+
+def test_no_commit_waits_for_what_nobody_needs(store: Store, publish: Publish, files: list[LocalFile]) -> None:
+    line_is_back, hangs = threading.Event(), threading.Event()
+
+    def hang(call: Call) -> None:
+        if call.operation == "put" and call.key.endswith("head.json"):
+            hangs.set()
+            assert line_is_back.wait(30)
+
+    publisher = publish(FaultyStore(store, on_call=hang))
+    try:
+        assert publisher.submit(lambda: files, label(1)).result(10).seq == 2
+        assert hangs.wait(10)
+        assert publisher.submit(lambda: files, label(2)).result(10).seq == 3
+        publisher.close()
+        assert not line_is_back.is_set()
+    finally:
+        line_is_back.set()
 
 
 def test_what_cannot_be_a_checkpoint(store: Store, publish: Publish, tmp_path: Path) -> None:

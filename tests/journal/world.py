@@ -28,12 +28,13 @@ from artifactsync.errors import (
     RunFencedError,
     UnknownOutcomeError,
 )
+from artifactsync.journal import advice, pins, publication, restore, retire
 from artifactsync.journal import log as log_module
-from artifactsync.journal import pins, publication, restore, retire
 from artifactsync.journal.attempt import claim
 from artifactsync.journal.log import JournalLog
 from artifactsync.journal.publication import Label, LocalFile, Publisher
 from artifactsync.journal.retention import RetentionPolicy
+from artifactsync.journal.timing import SaveTiming
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.stores.retry import RetryPolicy
 from artifactsync.testing import FaultyStore
@@ -210,7 +211,7 @@ class World:
         label = Label(name=name, step=step, epoch=0, batch=step, metrics={})
         for _ in range(3):  # as a user does whose save failed
             with contextlib.suppress(UnknownOutcomeError):
-                publisher._publish(lambda: files, label)
+                publisher._publish(lambda: files, label, SaveTiming(), None, publication._SoFar())
                 return
 
     def start_pruner(self, *, keep_last: int, orphans: bool) -> None:
@@ -368,11 +369,11 @@ class Queue:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def submit(self, key: str, local: Path, *, overwrite: bool) -> Any:
+    def submit(self, key: str, local: Path, **_: Any) -> Any:
         data = str(local).encode()
         self._store.put(key, data)
         sent = SimpleNamespace(size_bytes=len(data), sha256=_sha256(data))
-        return SimpleNamespace(result=lambda: sent)
+        return SimpleNamespace(result=lambda _timeout: sent)
 
 
 class _InOneThread:
@@ -391,6 +392,16 @@ class _InOneThread:
         return map(function, *items)
 
 
+class _AtOnce:
+    """A ``SerialWorker`` that does what it is given in the caller's thread."""
+
+    def __init__(self, _name: str) -> None:
+        pass
+
+    def submit(self, call: Callable[[], None]) -> None:
+        call()
+
+
 @contextlib.contextmanager
 def patched(world: World) -> Iterator[World]:
     """The world's own threads, clock and transfers in the journal's modules."""
@@ -402,7 +413,8 @@ def patched(world: World) -> Iterator[World]:
 
         put(log_module, "ThreadPoolExecutor", _InOneThread)
         put(publication, "ThreadPoolExecutor", _InOneThread)
-        put(publication, "SerialWorker", lambda _name: None)
+        put(publication, "Line", lambda _name: SimpleNamespace(is_overtaken=lambda: False))
+        put(advice, "SerialWorker", _AtOnce)
         put(restore, "pull_files", world.pull_files)
         put(pins.PinKeeper, "_refresh_until_stopped", lambda _: None)
         put(WriterIdentity, "of_this_process", classmethod(lambda _: world.identity()))

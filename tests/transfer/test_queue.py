@@ -245,6 +245,21 @@ def test_a_full_queue_refuses_and_does_not_block(gated, gate, make_file):
     queue.close(DEADLINE_S)
 
 
+def test_a_queue_full_of_logs_takes_a_checkpoint_and_sends_it_first(gated, gate, store, make_file):
+    path = make_file("f")
+    queue = UploadQueue(gated, max_concurrency=2, max_pending_files=3, keeps_room=True)
+    for number in range(3):
+        queue.submit(f"log{number}", path)
+    assert queue.submit("log3", path).done()  # refused
+    checkpoint = queue.submit("model.pt", path, is_urgent=True)
+    gate.wait_for("model.pt")  # though nobody has opened the gate for a log
+    assert "model.pt" in gate.puts[:2]
+    gate.open()
+    assert checkpoint.result(DEADLINE_S).key == "model.pt"
+    with pytest.raises(UploadError, match="upload of log3 refused: 3 uploads"):
+        queue.close(DEADLINE_S)
+
+
 def test_a_newer_upload_replaces_the_one_that_waits(gated, gate, store, make_file):
     with UploadQueue(gated, max_concurrency=2) as queue:
         uploads = [queue.submit("log", make_file(f"v{n}", f"version {n}".encode())) for n in range(1)]

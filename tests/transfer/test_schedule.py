@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,13 +10,14 @@ from artifactsync.transfer.schedule import BIG_BYTES, Schedule
 from artifactsync.transfer.upload import Upload
 
 
-def _upload(key, size_bytes=1, *, overwrite=True):
+def _upload(key, size_bytes=1, *, overwrite=True, is_urgent=False):
     return Upload(
         key,
         f"/{key}",
         size_bytes=size_bytes,
         overwrite=overwrite,
         growing=False,
+        is_urgent=is_urgent,
         cancel=lambda _: False,
         waiting=Upload,
     )
@@ -37,6 +39,30 @@ def test_small_files_leave_room_for_a_big_one():
         schedule.add(_upload(f"small{number}"))
     schedule.add(_upload("big", BIG_BYTES))
     assert schedule.take().key == "big"
+
+
+@pytest.mark.parametrize("max_running", [1, 4])
+def test_an_urgent_file_goes_before_all_others(max_running):
+    schedule = Schedule(max_running)
+    for number in range(100):
+        schedule.add(_upload(f"log{number}", BIG_BYTES * (number % 2)))
+    for size_bytes in (1, BIG_BYTES, 1):
+        schedule.add(_upload(f"c{len(schedule)}", size_bytes, is_urgent=True))
+    order = []
+    while (upload := schedule.take()) is not None:
+        order.append(upload.key)
+        schedule.finish(upload)
+    assert {key[0] for key in order[:3]} == {"c"}
+    assert len(order) == 103
+
+
+def test_room_is_kept_for_an_urgent_file_while_others_fill_the_line():
+    schedule = Schedule(max_running=4, keeps_room=True)
+    for number in range(10):
+        schedule.add(_upload(f"trace{number}"))
+    assert [upload is not None for upload in (schedule.take() for _ in range(4))] == [True, True, True, False]
+    schedule.add(_upload("checkpoint", BIG_BYTES, is_urgent=True))
+    assert schedule.take().key == "checkpoint"
 
 
 def test_with_one_worker_big_and_small_take_turns():
@@ -90,9 +116,9 @@ _STEPS = st.lists(
 
 
 @settings(deadline=None)
-@given(steps=_STEPS, max_running=st.integers(1, 3))
-def test_keys_never_run_twice_at_once_and_nothing_is_lost(steps, max_running):  # noqa: C901 - a small model of the schedule
-    schedule = Schedule(max_running)
+@given(steps=_STEPS, max_running=st.integers(1, 3), keeps_room=st.booleans())
+def test_keys_never_run_twice_at_once_and_nothing_is_lost(steps, max_running, keeps_room):  # noqa: C901 - a small model of the schedule
+    schedule = Schedule(max_running, keeps_room=keeps_room)
     numbers = {}
     pending, running, last_started = [], [], Counter()
 
@@ -108,7 +134,7 @@ def test_keys_never_run_twice_at_once_and_nothing_is_lost(steps, max_running):  
 
     for step, (name, which) in enumerate(steps):
         if name in {"add", "create"}:
-            upload = _upload(f"k{which}", BIG_BYTES if which % 2 else 1, overwrite=name == "add")
+            upload = _upload(f"k{which}", BIG_BYTES if which % 2 else 1, overwrite=name == "add", is_urgent=which > 1)
             numbers[upload] = step
             pending.append(upload)
             replaced = schedule.add(upload)

@@ -12,10 +12,18 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from artifactsync.errors import ConfigurationError, MissingBytesError, RunFencedError, RunIsLiveError
+from artifactsync.errors import (
+    ConfigurationError,
+    DamagedError,
+    MissingBytesError,
+    NewerFormatError,
+    RunFencedError,
+    RunIsLiveError,
+)
 from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, Retirement, commit_body
 from artifactsync.journal.heartbeat import is_alive
 from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, fenced, is_removal
+from artifactsync.journal.newest import finished_of, latest_of, owner_of, totals_of
 from artifactsync.journal.record import Kind, Record
 from artifactsync.journal.writer import WriterIdentity
 
@@ -36,13 +44,26 @@ class KeysRetiredError(MissingBytesError):
 
 
 class Attempt:
-    """The right to write a run's journal. Thread-safe; made by :func:`claim`."""
+    """The right to write a run's journal. Thread-safe; made by :func:`claim`.
 
-    def __init__(self, log: JournalLog, *, claimed: Slot, catalogue: Catalogue, writer: WriterIdentity) -> None:
+    Args:
+        log: The run's journal.
+        claimed: The claim record.
+        writer: Who claimed.
+        catalogue: What the journal says up to the claim; None reads it when something asks for it, which is not
+            before the first checkpoint is published: opening a run takes as long however long its journal is.
+    """
+
+    def __init__(
+        self, log: JournalLog, *, claimed: Slot, writer: WriterIdentity, catalogue: Catalogue | None = None
+    ) -> None:
         self._log = log
         self._head = claimed
         self._writer = writer
         self._lock = threading.Lock()
+        self._changing = threading.Lock()  # held for moments: the newest record and the catalogue go together
+        self._catalogue = catalogue
+        self._finished = ""
         self._fenced: RunFencedError | None = None
         self.number = claimed.record.attempt
         """Number of the attempt: 1, 2, 3 …"""
@@ -50,8 +71,47 @@ class Attempt:
         """``write_id`` of the claim: tells attempts of one number in different lineages apart."""
         self.claim_seq = claimed.record.seq
         """Number of the claim record."""
-        self.catalogue = catalogue
-        """What the journal says, up to this attempt's newest record."""
+
+    @property
+    def head(self) -> Slot:
+        """The newest record that this attempt knows of: its own, or a prune's."""
+        return self._head
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What the journal says, up to this attempt's newest record.
+
+        Raises:
+            DamagedError: the journal had to be read, and is damaged.
+        """
+        return self.read_catalogue(self._log)
+
+    def read_catalogue(self, log: JournalLog) -> Catalogue:
+        """The same; what has to be read for it is read through ``log``, which may be less patient."""
+        while True:
+            with self._changing:
+                head, catalogue = self._head, self._catalogue
+            if catalogue is not None:
+                return catalogue
+            read = log.fold(log.read_all(up_to=head.record.seq))
+            with self._changing:
+                if self._head == head:
+                    self._catalogue = self._catalogue or read
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint that a resume takes, as far as this attempt knows; without reading the whole journal.
+
+        Raises:
+            DamagedError: the journal had to be read, and is damaged.
+        """
+        with self._changing:
+            head, catalogue = self._head, self._catalogue
+        return latest_of(self._log, head) if catalogue is None else catalogue.latest()
+
+    @property
+    def durable_step(self) -> int | None:
+        """Step of that checkpoint."""
+        return (totals_of(self._head.record) or {}).get("last_step")
 
     @property
     def writer(self) -> WriterIdentity:
@@ -61,7 +121,7 @@ class Attempt:
     @property
     def is_finished(self) -> bool:
         """Whether the finish record is written."""
-        return bool(self.catalogue.finished)
+        return bool(self._finished)
 
     def use(self, log: JournalLog) -> None:
         """Append through another view of the same journal from now on: a more patient one."""
@@ -102,7 +162,7 @@ class Attempt:
                         hint="call finish() last",
                     )
                 if doomed := self.catalogue.retired_keys & {file.key for file in files}:
-                    raise KeysRetiredError(doomed, url=self._log.store.url)
+                    raise KeysRetiredError(frozenset(doomed), url=self._log.store.url)
                 if record := self._append_next(Kind.COMMIT, body):
                     return self._checkpoint(record)
 
@@ -134,9 +194,7 @@ class Attempt:
     def _append_next(self, kind: Kind, body: dict[str, Any]) -> Record | None:
         """Fill the next slot, or take in what lies there; the record if it says what was to be said."""
         self.check()
-        totals = self._after(
-            replace(self._head.record, kind=kind, body=body, seq=self._head.record.seq + 1, attempt=self.number)
-        ).totals()
+        totals = self._totals_with(kind, body)
         try:
             slot = self._log.append(
                 self._head, kind=kind, attempt=self.number, writer=self._writer, body=body, totals=totals
@@ -147,24 +205,37 @@ class Attempt:
             self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
             raise self._fenced
         # Just written; or by an earlier try of which no answer ever came; or a prune's retire record.
-        self.catalogue = self._after(slot.record)
-        self._head = slot
+        with self._changing:
+            self._catalogue = self._catalogue and self._after(self._catalogue, slot.record)
+            self._head = slot
+        self._finished = finished_of(slot.record) if slot.record.kind is Kind.FINISH else self._finished
         return slot.record if (slot.record.kind, slot.record.body) == (kind, body) else None
+
+    def _totals_with(self, kind: Kind, body: dict[str, Any]) -> dict[str, Any]:
+        """What the journal adds up to with a next record."""
+        known = totals_of(self._head.record)
+        if kind is Kind.FINISH and known is not None:
+            return known
+        before = self._head.record
+        record = replace(before, kind=kind, body=body, seq=before.seq + 1, attempt=self.number)
+        if kind is Kind.COMMIT:
+            return self.catalogue.totals_with(self._checkpoint(record))
+        return self._after(self.catalogue, record).totals()
 
     def _is_anothers(self, record: Record) -> bool:
         """Whether the run has passed to a later attempt."""
         return record.attempt != self.number
 
-    def _after(self, record: Record) -> Catalogue:
-        """The catalogue as it is with one more record of this attempt."""
+    def _after(self, catalogue: Catalogue, record: Record) -> Catalogue:
+        """A catalogue with one more record of this attempt."""
         if record.kind is Kind.COMMIT:
-            return self.catalogue.with_commit(self._checkpoint(record))
+            return catalogue.with_commit(self._checkpoint(record))
         if record.kind is Kind.RETIRE:
             run_name, url = self._log.layout.run_name, self._log.store.url
-            return self.catalogue.with_retirement(Retirement.from_record(record, run_name=run_name, url=url))
+            return catalogue.with_retirement(Retirement.from_record(record, run_name=run_name, url=url))
         if record.kind is Kind.FINISH:
-            return replace(self.catalogue, finished=str(record.body.get("state", "")), seq=record.seq)
-        return replace(self.catalogue, seq=record.seq)
+            return replace(catalogue, finished=str(record.body.get("state", "")), seq=record.seq)
+        return replace(catalogue, seq=record.seq)
 
     def _checkpoint(self, record: Record) -> Checkpoint:
         return Checkpoint.from_record(record, run_name=self._log.layout.run_name, url=self._log.store.url)
@@ -191,42 +262,69 @@ def claim(
         RunIsLiveError: the run has an owner that is alive, or another claim of this moment won; names the owner.
     """
     head = log.find_head()
-    slots = list(log.read_all(up_to=head.record.seq)) if head else []
     for _ in range(_MAX_CLAIM_RACES):
-        catalogue = Catalogue.from_records(
-            (slot.record for slot in slots), run_name=log.layout.run_name, url=f"{log.store.url}/{log.layout.journal}"
-        )
-        if slots and is_removal(slots[-1].record):
-            raise _live(log, slots[-1].record, what="is being removed", hint=_HINT_REMOVAL)
-        owner = next((slot.record for slot in reversed(slots) if slot.record.kind is Kind.CLAIM), None)
-        if owner and not catalogue.finished and not takeover:
-            identity = WriterIdentity.from_json(owner.writer)
-            is_own_removal = is_removal_planned and owner.body == _REMOVAL and identity.token == writer.token
-            if not is_own_removal and is_alive(log.store, log.layout, attempt=owner.attempt, writer=identity):
-                raise _live(log, owner)
+        if head and is_removal(head.record):
+            raise _live(log, head.record, what="is being removed", hint=_HINT_REMOVAL)
+        # A removal names every checkpoint, and so has to read everything, before it claims.
+        catalogue = log.fold(log.read_all(up_to=head.record.seq)) if head and is_removal_planned else None
+        if head and not takeover and not finished_of(head.record):
+            owner, is_own_removal = _owner(log, head, writer, is_removal_planned=is_removal_planned)
+            if not is_own_removal and is_alive(log.store, log.layout, attempt=head.record.attempt, writer=owner):
+                raise _live(log, _claim_of(log, head))
         try:
             claimed = log.append(
-                slots[-1] if slots else None,
+                head,
                 kind=Kind.CLAIM,
-                attempt=catalogue.attempt + 1,
+                attempt=head.record.attempt + 1 if head else 1,
                 writer=writer,
                 body=_REMOVAL if is_removal_planned else {"launch": launch} if launch else {},
-                totals=catalogue.totals(),
+                totals=_totals(log, head),
             )
         except SlotTakenError as error:
             if log.is_copy_arriving():
                 raise _live(log, error.slot.record, what="is being copied to here", hint=_HINT_COPY) from error
-            slots.append(error.slot)  # a commit of the old owner, or another claim: judge anew with it
+            head = error.slot  # a commit of the old owner, or another claim: judge anew with it
             if error.slot.record.kind is Kind.CLAIM and not takeover:
                 raise _live(log, error.slot.record) from error
             continue
-        begun = catalogue.with_claim(claimed.record)
+        begun = catalogue and catalogue.with_claim(claimed.record)
+        if head is None:
+            begun = Catalogue().with_claim(claimed.record)
         return Attempt(log, claimed=claimed, catalogue=begun, writer=writer)
     raise RunIsLiveError(
         f"run {log.layout.run_name!r} is being taken over again and again",
         hint="start one process at a time with this run name",
         url=log.store.url,
     )
+
+
+def _owner(
+    log: JournalLog, head: Slot, claimant: WriterIdentity, *, is_removal_planned: bool
+) -> tuple[WriterIdentity, bool]:
+    """Who the newest attempt is, and whether it is a removal that the claimant itself began."""
+    owner = owner_of(head.record)
+    if owner is not None and not is_removal_planned:
+        return WriterIdentity.from_json(owner), False
+    claimed = _claim_of(log, head)
+    identity = WriterIdentity.from_json(claimed.writer)
+    return identity, is_removal_planned and claimed.body == _REMOVAL and identity.token == claimant.token
+
+
+def _claim_of(log: JournalLog, head: Slot) -> Record:
+    """The claim of the newest attempt; the newest record in its place if the journal cannot be read."""
+    try:
+        claims = [slot.record for slot in log.read_all(up_to=head.record.seq) if slot.record.kind is Kind.CLAIM]
+    except (DamagedError, NewerFormatError):
+        claims = []
+    return claims[-1] if claims else head.record
+
+
+def _totals(log: JournalLog, head: Slot | None) -> dict[str, Any]:
+    """What the journal adds up to with a claim: the same as before."""
+    known = totals_of(head.record) if head else Catalogue().totals()
+    if head is None or known is not None:
+        return known or {}
+    return log.fold(log.read_all(up_to=head.record.seq)).totals()
 
 
 _REMOVAL = {"removes_run": True}  # the body of a claim that is made for a removal

@@ -202,6 +202,7 @@ class JournalLog:
             prev_sha256=after.sha256 if after else None,
             previous_commit=_previous_commit(after),
             totals=totals,
+            latest_commit=_latest_commit(after, totals.get("latest")),
             time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             body=body,
         )
@@ -310,3 +311,14 @@ def _previous_commit(after: Slot | None) -> int | None:
     if after is None:
         return None
     return after.record.seq if after.record.kind is Kind.COMMIT else after.record.previous_commit
+
+
+def _latest_commit(after: Slot | None, latest: Any) -> dict[str, Any] | None:
+    """The commit number ``latest`` as a later record repeats it, if the record before it shows it."""
+    if after is None or latest is None:
+        return None
+    record = after.record
+    if record.kind is Kind.COMMIT and record.seq == latest:
+        return {"seq": record.seq, "attempt": record.attempt, "time": record.time, "body": record.body}
+    carried = record.latest_commit
+    return carried if carried and carried.get("seq") == latest else None

@@ -63,10 +63,14 @@ class Record:
     """What the kind needs: see ``docs/design/002-journal.md``."""
     format: int = FORMAT
     """Format version."""
+    latest_commit: dict[str, Any] | None = None
+    """``seq``, ``attempt``, ``time`` and ``body`` of the commit that ``totals.latest`` names, if it is another record,
+    and was at hand: so the newest record alone answers a resume. Left out of the bytes where it is None."""
 
     def encode(self) -> bytes:
         """The record's bytes: one JSON object, sorted keys, UTF-8, newline at the end, and sealed."""
-        return seal({**self.__dict__, "kind": self.kind.value})
+        fields = {**self.__dict__, "kind": self.kind.value}
+        return seal({name: value for name, value in fields.items() if name != "latest_commit" or value is not None})
 
     @classmethod
     def decode(cls, data: bytes, *, url: str) -> Record:
@@ -90,7 +94,8 @@ class Record:
         if not is_sealed(data, fields):
             raise DamagedError("a journal record has other bytes than were written", hint=_HINT_DAMAGED, url=url)
         try:
-            known = {name: fields[name] for name in cls.__dataclass_fields__}
+            known = {name: fields[name] for name in cls.__dataclass_fields__ if name != "latest_commit"}
+            known["latest_commit"] = fields.get("latest_commit")
             record = cls(**{**known, "kind": Kind(known["kind"])})
             record._check_types()
         except (KeyError, TypeError, ValueError) as error:
@@ -108,6 +113,8 @@ class Record:
         ):
             if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is no {kind.__name__}")
+        if not (self.latest_commit is None or isinstance(self.latest_commit, dict)):
+            raise TypeError("latest_commit is no dict")
         if not (self.previous_commit is None or isinstance(self.previous_commit, int)):
             raise TypeError("previous_commit is no int")
 

@@ -9,19 +9,23 @@ objects in place: parameters that an optimizer holds stay the same tensors.
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from artifactsync.checkpoint.frozen import NAMES, is_frozen_name, join
 from artifactsync.errors import ConfigurationError, DamagedError, ObjectNotFoundError
 
 if TYPE_CHECKING:
     import os
-    from pathlib import Path
 
 
 def load_file(path: str | os.PathLike[str] | Path, *, map_location: Any = "cpu") -> Any:
     """Load a checkpoint file written by ``torch.save`` in its zip format, memory-mapped.
+
+    If weights that did not change were kept apart (``frozen``), their file is looked for beside it, and both are
+    joined.
 
     Args:
         path: The file. It must not be changed in place while the loaded tensors live; replacing or deleting it is
@@ -33,6 +37,17 @@ def load_file(path: str | os.PathLike[str] | Path, *, map_location: Any = "cpu")
         ConfigurationError: the file holds objects that ``torch.load(weights_only=True)`` refuses.
         ObjectNotFoundError: no such file.
     """
+    loaded = _load(path, map_location)
+    names = loaded.get(NAMES) if type(loaded) is dict else None
+    if names is None:
+        return loaded
+    if not (isinstance(names, list) and all(isinstance(each, str) and is_frozen_name(each) for each in names)):
+        raise _damaged(str(path), ValueError(f"{names!r} are no names of files"))
+    folder = Path(path).parent
+    return join(loaded, [_load(folder / each, map_location) for each in names])
+
+
+def _load(path: str | os.PathLike[str], map_location: Any) -> Any:
     name = str(path)
     try:
         return torch.load(name, weights_only=True, mmap=True, map_location=map_location)

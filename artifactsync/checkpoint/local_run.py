@@ -29,6 +29,7 @@ from artifactsync.transfer.hashing import hash_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from artifactsync.checkpoint.saving import BackPressure
     from artifactsync.journal.local_checkpoints import LocalCheckpoint
     from artifactsync.run import LocalFile
 
@@ -39,13 +40,17 @@ class LocalRun:
     Args:
         run_name: Its name.
         local_root: Folder of all runs; else ``ARTIFACTSYNC_LOCAL_ROOT``, else ``runs``.
+        backpressure: As for ``Run``.
     """
 
-    def __init__(self, run_name: str, *, local_root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, run_name: str, *, local_root: str | os.PathLike[str] | None = None, backpressure: BackPressure = "wait"
+    ) -> None:
         self.name = validate_run_name(run_name)
         root = local_root or os.environ.get("ARTIFACTSYNC_LOCAL_ROOT") or "runs"
         self.local_dir = Path(root) / self.name
         self.remote = None
+        self.backpressure = backpressure
         self._list = self.local_dir / HOUSE_FOLDER / "local.jsonl"
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -142,10 +147,7 @@ class LocalRun:
 
     def _publish(self, prepare: Callable[[], Sequence[LocalFile]], label: Label, future: Future[Checkpoint]) -> None:
         try:
-            files = [
-                {"path": f.path, "key": f.path, "size": f.size_bytes, "sha256": f.sha256 or hash_file(f.local).sha256}
-                for f in prepare()
-            ]
+            files = [{"path": f.path, "key": f.path, "size": f.size_bytes, "sha256": _sha256(f)} for f in prepare()]
             line = json.dumps(
                 {
                     **{field: getattr(label, field) for field in ("name", "step", "epoch", "batch")},
@@ -176,6 +178,12 @@ class LocalRun:
         checkpoint = _decode(line, seq)
         assert checkpoint is not None, "just written"
         return checkpoint
+
+
+def _sha256(file: LocalFile) -> str:
+    if file.writing is not None:
+        return file.writing.wait_until_whole().sha256
+    return file.sha256 or hash_file(file.local).sha256
 
 
 def _decode(line: str, seq: int) -> Checkpoint | None:

@@ -1,7 +1,6 @@
-"""Writing a snapshot to an ordinary ``.pt`` file that is either whole or not there.
+"""Writing a file image to the disk, where it is either whole or not there.
 
-Owns: the file's way to the disk and its sha256. Does not own: what is in it (``snapshot``), or its name
-(``state_io``).
+Owns: the file's way to the disk and its sha256. Does not own: what is in it (``image``), or its name (``saving``).
 
 Invariant: the final name appears by an atomic rename after fsync; a crash at any point leaves at most a hidden
 temporary file beside it.
@@ -12,20 +11,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
+from artifactsync.checkpoint.image import FileImage
 from artifactsync.errors import DestinationError, DiskFullError
+from artifactsync.transfer.being_written import FileBeingWritten
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from artifactsync.checkpoint.snapshot import Snapshot
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_WRITE_BACK_BYTES = 16 * 1024 * 1024  # so much is written before the disk is asked to begin
 
 
 @dataclass(frozen=True)
@@ -40,33 +42,98 @@ class WrittenFile:
     """Hash of its bytes, taken while they were written."""
 
 
-class _HashingFile:
-    """The file object that ``torch.save`` writes to. The interpreter lock is free while it hashes and writes."""
+class FileWriting:
+    """One file on its way to the disk. Making it opens a hidden file; ``run`` fills it and gives it its name.
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._hash = hashlib.sha256()
-        self.size_bytes = 0
-        self.error: OSError | None = None
+    Args:
+        image: What to write.
+        path: Where; a file of that name is replaced.
 
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        done = 0
+    Raises:
+        DiskFullError, DestinationError: no file can be made there.
+    """
+
+    def __init__(self, image: FileImage, path: Path) -> None:
+        self._image, self._path = image, path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            while done < len(view):
-                done += os.write(self._fd, view[done:])
-        except OSError as error:  # torch reports a failing writer as a RuntimeError of its own
-            self.error = error
-            raise
-        self.size_bytes += done
-        return done
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.unlink(missing_ok=True)  # left by a killed process that had this one's number
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+            self._fd = os.open(self._temporary, flags, 0o666)
+        except OSError as error:
+            raise _failure(error, path) from error
+        self.source = FileBeingWritten(self._fd, str(path), image.size_bytes)
+        """For an upload that begins before the file is whole."""
+        self._given_up: BaseException | None = None
 
-    def flush(self) -> None:
-        """Nothing is buffered here."""
+    def give_up(self, reason: BaseException) -> None:
+        """Stop as soon as possible: ``run`` raises ``reason``, unless the file is whole by then."""
+        self._given_up = reason
 
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+    def run(self, when_whole: Callable[[WrittenFile], object] | None = None) -> WrittenFile:
+        """Write the file. The interpreter lock is free while it is hashed and written.
+
+        Args:
+            when_whole: Called when the file is whole and has its name, before those who send it are told.
+
+        Raises:
+            DiskFullError: no space left; nothing is at the path that was not there before.
+            DestinationError: the file cannot be written there.
+            BaseException: the reason for which it was given up.
+        """
+        digest = hashlib.sha256()
+        hashing = threading.Thread(target=self._hash_into, args=(digest,), name="artifactsync-hash", daemon=True)
+        try:
+            try:
+                is_apart = _start(hashing)
+                self._write()
+                os.fsync(self._fd)
+                if is_apart:
+                    hashing.join()
+                else:
+                    self._hash_into(digest)
+                self._check()
+                self._temporary.replace(self._path)
+                _sync_folder(self._path.parent)
+            finally:
+                os.close(self._fd)
+            written = WrittenFile(self._path, self._image.size_bytes, digest.hexdigest())
+            if when_whole is not None:
+                when_whole(written)
+        except BaseException as error:
+            self._given_up = self._given_up or error  # the hash is not needed any more
+            self._temporary.unlink(missing_ok=True)
+            ours = _failure(error, self._path) if isinstance(error, OSError) else error
+            self.source.fail(ours)
+            if ours is error:
+                raise
+            raise ours from error
+        self.source.finish(written.sha256)
+        return written
+
+    def _write(self) -> None:
+        done = begun = 0
+        for data in self._image.slices():
+            self._check()
+            rest = data
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            done += len(data)
+            self.source.advance(len(data))
+            if done - begun >= _WRITE_BACK_BYTES:
+                _begin_write_back(self._fd, begun, done - begun)
+                begun = done
+
+    def _hash_into(self, digest: hashlib._Hash) -> None:
+        for data in self._image.slices():
+            if self._given_up is not None:
+                return
+            digest.update(data)
+
+    def _check(self) -> None:
+        if self._given_up is not None:
+            raise self._given_up
 
 
 def write_snapshot(snapshot: Snapshot, path: Path) -> WrittenFile:
@@ -79,29 +146,11 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> WrittenFile:
         DestinationError: the file cannot be written there.
     """
     snapshot.wait()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writing = FileWriting(FileImage(snapshot.state), path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # left by a killed process that had this one's number
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    except OSError as error:
-        raise _failure(error, path) from error
-    file = _HashingFile(fd)
-    try:
-        try:
-            torch.save(snapshot.state, file)  # type: ignore[arg-type]  # write and flush are all it uses
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        cause = file.error or error
-        if isinstance(cause, OSError):
-            raise _failure(cause, path) from cause
-        raise
-    return WrittenFile(path, file.size_bytes, file.hexdigest())
+        return writing.run()
+    finally:
+        writing.source.close()
 
 
 def point_latest(link: Path, target: Path) -> None:
@@ -116,6 +165,25 @@ def point_latest(link: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(target, link.parent))
         temporary.replace(link)
+
+
+def _start(thread: threading.Thread) -> bool:
+    """Start a thread; False if the interpreter is ending, or the system has no thread left."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _begin_write_back(fd: int, start: int, length: int) -> None:
+    """Have the disk begin now, so that fsync finds little left to do; what is not yet written stays in memory.
+
+    ``DONTNEED`` starts the writing of dirty pages and drops clean ones alone.
+    Source: torvalds/linux, mm/fadvise.c ``generic_fadvise``, read 2026-11.
+    """
+    with suppress(OSError, AttributeError):
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from artifactsync import Run
-from artifactsync.checkpoint import state_io
+from artifactsync.checkpoint import state_io, write
 from artifactsync.checkpoint.local_run import LocalRun
 from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError, WaitTimeoutError
 from artifactsync.run import LocalFile
@@ -125,15 +125,20 @@ def test_states_of_another_shape_are_never_passed_over(tmp_path):
             run.resume()
 
 
-def test_one_snapshot_in_flight_then_wait(tmp_path, monkeypatch):
-    may_write, writes, real = threading.Event(), [], state_io.write_snapshot
+def _hold_writes(monkeypatch):
+    """No file becomes whole before the event that is returned."""
+    may_write, real = threading.Event(), write.FileWriting._write
 
-    def slow(snapshot, path):
-        writes.append(path.name)
+    def slow(self):
+        real(self)
         may_write.wait(30)
-        return real(snapshot, path)
 
-    monkeypatch.setattr(state_io, "write_snapshot", slow)
+    monkeypatch.setattr(write.FileWriting, "_write", slow)
+    return may_write
+
+
+def test_one_snapshot_in_flight_then_wait(tmp_path, monkeypatch):
+    may_write = _hold_writes(monkeypatch)
     weight = torch.zeros(10)
     with _open(tmp_path) as run:
         run.save({"w": weight}, step=1)

@@ -9,27 +9,33 @@ an outage of the remote delays commits and never the next save; its memory is us
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 import weakref
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from artifactsync.batch import rank, world_size
+from artifactsync.checkpoint.frozen import is_frozen_name
 from artifactsync.checkpoint.load import load_file, restore
-from artifactsync.checkpoint.snapshot import Snapshot, SnapshotBuffers, take_snapshot
-from artifactsync.checkpoint.write import WrittenFile, point_latest, write_snapshot
+from artifactsync.checkpoint.saving import Flight, SkippedError, StateSaver
 from artifactsync.errors import CheckpointNotFoundError, DamagedError
+from artifactsync.journal.pending import Label
 from artifactsync.naming import format_name
-from artifactsync.run import LocalFile
+from artifactsync.run import LocalFile, PendingCheckpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    from torch.optim import Optimizer
+
     from artifactsync.checkpoint.local_run import LocalRun
-    from artifactsync.run import Checkpoint, PendingCheckpoint, Run
+    from artifactsync.checkpoint.saving import BackPressure
+    from artifactsync.run import Checkpoint, Run
 
 DEFAULT_FILE = "checkpoints/ep{epoch}-ba{batch}-rank{rank}.pt"
 """Template of a checkpoint's file below the run's folder."""
@@ -48,6 +54,10 @@ class Resumed:
     publishing: PendingCheckpoint | None = None
     """Set if it came from this disk, newer than every commit: it is being published now, and ``checkpoint`` has no
     ``committed_at`` yet."""
+    saved_by: int = 1
+    """How many ranks saved it."""
+    loaded: frozenset[str] = frozenset()
+    """Names of sharded entries, which are not in ``state``: the objects given have them already."""
     passed_over: tuple[str, ...] = ()
     """Names of newer checkpoints that were not taken, newest first: damaged, or without a state. Each was warned of."""
 
@@ -68,10 +78,13 @@ def save_state(
     metrics: Mapping[str, float] | None = None,
     path: str | None = None,
     barrier: Callable[[], None] | None = None,
+    backpressure: BackPressure | None = None,
+    overlap: Optimizer | Sequence[Optimizer] = (),
+    per_rank: Collection[str] = (),
 ) -> PendingCheckpoint:
     """Save training state as a checkpoint of ``run``; returns when it is copied.
 
-    One snapshot is in flight: while the file of the last one is still being written, this call waits for that.
+    One snapshot is in flight; what happens if it still is, ``backpressure`` says.
 
     Args:
         run: An open, writable run.
@@ -83,43 +96,70 @@ def save_state(
         metrics: Numbers by which ``Run.best`` can choose.
         path: The file, below the run's folder; :data:`DEFAULT_FILE` if None.
         barrier: Called on the publication thread before the commit; what it waits for is durable earlier.
+        backpressure: ``wait``, ``skip`` or ``newest`` (``saving.BackPressure``); the run's if None. Where
+            several ranks save together, they wait: a rank that skips by itself would be missed by the others.
+        overlap: Optimizers. Their parameters and their state are copied during the next forward and backward, and
+            their ``step`` waits for what is left; everything else is copied before this returns. Where several ranks
+            save together, everything is.
+        per_rank: Where several ranks save together, names of the entries of ``state`` that each has for itself.
 
     Raises:
         ConfigurationError: the state holds something that cannot be loaded again with ``weights_only=True``.
         RunFencedError: a later attempt owns the run.
     """
+    if getattr(run, "launch", None) is not None:
+        from artifactsync.checkpoint.together import save_together  # noqa: PLC0415  (torch.distributed takes long)
+
+        return save_together(
+            cast("Run", run), state, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics, path=path,
+            barrier=barrier, per_rank=per_rank,
+        )  # fmt: skip
     epoch = 0 if epoch is None else epoch
     batch = step if batch is None else batch
     if path is None:
         path = format_name(DEFAULT_FILE, run_name=run.name, epoch=epoch, batch=batch, rank=rank())
     local = run.local_dir.joinpath(*path.split("/"))
     link = local.with_name(format_name(LATEST_FILE, run_name=run.name, rank=rank()))
-    saver = _saver_of(run)
+    label = name or f"ep{epoch}-ba{batch}"
 
-    def record(file: WrittenFile) -> None:
-        run.record_local(
-            [LocalFile(path=path, local=file.path, size_bytes=file.size_bytes, sha256=file.sha256)],
-            step=step,
-            name=name or f"ep{epoch}-ba{batch}",
-            epoch=epoch,
-            batch=batch,
-            metrics=metrics or {},
-        )
+    def record(files: Sequence[LocalFile]) -> None:
+        run.record_local(files, step=step, name=label, epoch=epoch, batch=batch, metrics=metrics or {})
 
-    def submit(written: Future[WrittenFile]) -> PendingCheckpoint:
+    def submit(flight: Flight) -> PendingCheckpoint:
         def prepare() -> Sequence[LocalFile]:
-            file = written.result()
+            files = flight.files.result()
             if barrier is not None:
                 barrier()
-            return [LocalFile(path=path, local=file.path, size_bytes=file.size_bytes, sha256=file.sha256)]
+            return files
 
         return run.save_prepared(prepare, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics)
 
-    return saver.save(state, local, link, submit, record)
+    flight = Flight(local=local, path=path, name=label, record=record)
+    policy: Any = backpressure or getattr(run, "backpressure", "wait")
+    optimizers = tuple(overlap) if isinstance(overlap, (list, tuple)) else (overlap,)
+    pending = _saver_of(run).save(state, flight, link, submit, policy=policy, overlap=optimizers)
+    if pending is not None:
+        return pending
+    reason: Future[Checkpoint] = Future()
+    reason.set_exception(
+        SkippedError(
+            f"checkpoint {label!r} was skipped: the one before it was still being written",
+            hint='save less often, or with backpressure="wait" or "newest"',
+        )
+    )
+    return PendingCheckpoint(
+        Label(name=label, step=step, epoch=epoch, batch=batch, metrics=dict(metrics or {})), reason
+    )
 
 
 def resume_state(
-    run: Run | LocalRun, state: Any = None, *, map_location: Any = "cpu", strict: bool = True
+    run: Run | LocalRun,
+    state: Any = None,
+    *,
+    map_location: Any = "cpu",
+    strict: bool = True,
+    live: Mapping[str, Any] | None = None,
+    per_rank: Collection[str] = (),
 ) -> Resumed | None:
     """Load the newest checkpoint of ``run``: the newest commit, or what an attempt left on this disk after it.
 
@@ -133,6 +173,8 @@ def resume_state(
         state: Objects to load in place, in the form that was saved; None only reads.
         map_location: As ``torch.load`` takes it.
         strict: Whether everything in ``state`` must be in the checkpoint.
+        live: Where the shards of a sharded checkpoint go, by name; the objects of ``state`` if None.
+        per_rank: As for ``save_state``; left out where another number of ranks saved.
 
     Returns:
         What was resumed; None if the run has no checkpoint yet.
@@ -142,6 +184,13 @@ def resume_state(
         CheckpointNotFoundError: the run's checkpoints hold no state, or the newest one none of this rank.
         ConfigurationError: the checkpoint does not fit ``state``.
     """
+    if getattr(run, "launch", None) is not None:
+        from artifactsync.checkpoint.together import resume_together  # noqa: PLC0415  (as above)
+
+        return resume_together(
+            cast("Run", run), state, map_location=map_location, strict=strict, live=live, per_rank=per_rank
+        )
+    wait_copied(run)
     if (resumed := _resume_local(run, state, map_location=map_location, strict=strict)) is not None:
         return resumed
     candidates = sorted(run.checkpoints(), key=_order, reverse=True)
@@ -153,7 +202,10 @@ def resume_state(
             passed_over.append(checkpoint.name)
             continue
         try:
-            saved = load_file(_state_file(run.ensure_local(checkpoint), checkpoint), map_location=map_location)
+            resumed, put_back = _read(
+                run, checkpoint, state if live is None else live, map_location=map_location, strict=strict,
+                per_rank=per_rank,
+            )  # fmt: skip
         except DamagedError as error:
             damage = error
             warnings.warn(
@@ -173,8 +225,8 @@ def resume_state(
                 stacklevel=3,
             )
         if state is not None:
-            restore(state, saved, strict=strict)
-        return Resumed(checkpoint=checkpoint, state=saved, passed_over=tuple(passed_over))
+            put_back(state)
+        return replace(resumed, passed_over=tuple(passed_over))
     if damage is not None:
         raise DamagedError(
             f"none of the {len(candidates) - len(stateless)} checkpoints of run {run.name!r} is whole; the oldest one: "
@@ -189,6 +241,33 @@ def resume_state(
             hint="use Run.pull (or `artifactsync pull`) and load them yourself",
         )
     return None
+
+
+def _read(
+    run: Run | LocalRun,
+    checkpoint: Checkpoint,
+    live: Any,
+    *,
+    map_location: Any,
+    strict: bool,
+    per_rank: Collection[str],
+) -> tuple[Resumed, Callable[[Any], object]]:
+    """Read a checkpoint; also what puts it into live objects, but for shards, which are in ``live`` already."""
+    if _is_of_many(checkpoint):
+        from artifactsync.checkpoint.together import load_checkpoint  # noqa: PLC0415  (torch.distributed takes long)
+
+        loaded = load_checkpoint(
+            cast("Run", run), checkpoint, live, map_location=map_location, strict=strict, per_rank=per_rank
+        )
+        return loaded.resumed(()), partial(loaded.restore, strict=strict)
+    saved = load_file(_state_file(run.ensure_local(checkpoint), checkpoint), map_location=map_location)
+    return Resumed(checkpoint=checkpoint, state=saved), lambda state: restore(state, saved, strict=strict)
+
+
+def _is_of_many(checkpoint: Checkpoint) -> bool:
+    """Whether several ranks saved it, or one that was sharded."""
+    names = [file.path for file in checkpoint.files]
+    return any(name.endswith("/.metadata") or re.search(r"rank[1-9][0-9]*\.pt$", name) for name in names)
 
 
 def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:
@@ -232,76 +311,30 @@ def _resume_local(run: Run | LocalRun, state: Any, *, map_location: Any, strict:
     return None
 
 
-class _StateSaver:
-    """The buffers of one run, and the snapshot in flight."""
-
-    def __init__(self) -> None:
-        self._buffers = SnapshotBuffers()
-        self._lock = threading.Lock()
-        self._writing: Future[WrittenFile] | None = None
-
-    def save(
-        self,
-        state: Any,
-        local: Path,
-        link: Path,
-        submit: Callable[[Future[WrittenFile]], PendingCheckpoint],
-        record: Callable[[WrittenFile], None],
-    ) -> PendingCheckpoint:
-        with self._lock:
-            if self._writing is not None:
-                wait([self._writing])  # its error, if any, is in its own pending checkpoint
-            self._writing = None
-            snapshot = take_snapshot(state, self._buffers)
-            written: Future[WrittenFile] = Future()
-            try:
-                pending = submit(written)
-            except BaseException as error:
-                written.set_exception(error)  # should publication have taken it already, it must not wait for a file
-                raise
-            self._writing = written
-        # Not a daemon: an interpreter that ends waits until the file is whole.
-        arguments = (snapshot, local, link, written, record)
-        thread = threading.Thread(target=_write, args=arguments, name="artifactsync-write")
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is ending, or the system has no thread left
-            _write(*arguments)
-        return pending
-
-    def wait(self) -> None:
-        writing = self._writing
-        if writing is not None:
-            wait([writing])
-
-
-def _write(
-    snapshot: Snapshot,
-    local: Path,
-    link: Path,
-    written: Future[WrittenFile],
-    record: Callable[[WrittenFile], None],
-) -> None:
-    try:
-        file = write_snapshot(snapshot, local)
-        record(file)
-        point_latest(link, local)
-    except BaseException as error:  # noqa: BLE001  (the pending checkpoint carries it)
-        written.set_exception(error)
-    else:
-        written.set_result(file)
-
-
-_savers: weakref.WeakKeyDictionary[Run | LocalRun, _StateSaver] = weakref.WeakKeyDictionary()
+_savers: weakref.WeakKeyDictionary[Run | LocalRun, StateSaver] = weakref.WeakKeyDictionary()
 _savers_lock = threading.Lock()
 
 
-def _saver_of(run: Run | LocalRun) -> _StateSaver:
+def _saver_of(run: Run | LocalRun) -> StateSaver:
     with _savers_lock:
         saver = _savers.get(run)
         if saver is None:
-            saver = _savers[run] = _StateSaver()
+            saver = _savers[run] = StateSaver()
         return saver
+
+
+def prepare_state(run: Run | LocalRun, state: Any) -> None:
+    """Have the memory for snapshots of ``state``, or of a part of it, before the first save needs it.
+
+    Raises:
+        ConfigurationError: the state holds something that cannot be loaded again with ``weights_only=True``.
+    """
+    _saver_of(run).prepare(state)
+
+
+def wait_copied(run: Run | LocalRun) -> None:
+    """Hold the caller until the last state saved is copied; then it may change anything, however it was saved."""
+    _saver_of(run).settle()
 
 
 def wait_written(run: Run | LocalRun) -> None:
@@ -311,7 +344,8 @@ def wait_written(run: Run | LocalRun) -> None:
 
 def _state_file(files: Mapping[str, Path], checkpoint: Checkpoint) -> Path:
     """The file of this rank's state among the files of a checkpoint."""
-    states = {path: local for path, local in files.items() if path.endswith(".pt")}
+    names = [path for path in files if path.endswith(".pt") and not is_frozen_name(path.rpartition("/")[2])]
+    states = {path: files[path] for path in names}
     if len(states) == 1:
         return next(iter(states.values()))
     own = [local for path, local in states.items() if path.endswith(f"rank{rank()}.pt")]

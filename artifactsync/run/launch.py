@@ -54,6 +54,20 @@ class Channel(Protocol):
             WaitTimeoutError: nothing was, in so many seconds.
         """
 
+    def choose(self, topic: str, choice: Any, *, timeout_s: float) -> Any:
+        """Rank 0's choice, on every rank.
+
+        Raises:
+            WaitTimeoutError: rank 0 did not choose in time.
+        """
+
+    def collect(self, topic: str, word: str, *, timeout_s: float) -> list[str]:
+        """What every rank says.
+
+        Raises:
+            WaitTimeoutError: a rank said nothing in time; it is named.
+        """
+
 
 def launch_id(environ: Mapping[str, str] = os.environ) -> str:
     """A word that all ranks of this launch have, and no other launch; empty if the launcher gives none."""

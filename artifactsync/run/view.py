@@ -26,7 +26,8 @@ from artifactsync.journal.status import RunStatus, read_status
 from artifactsync.journal.tails import LogStore, fetch_log
 from artifactsync.journal.verification import VerifyReport, verify
 from artifactsync.naming import RunLayout, resolve_run_name
-from artifactsync.naming.layout import safe_local_path
+from artifactsync.naming.layout import HOUSE_FOLDER, safe_local_path
+from artifactsync.run.folder_lock import folder_lock
 from artifactsync.run.remotes import remote_of
 from artifactsync.stores import open_store
 from artifactsync.stores.prefix import PrefixStore
@@ -34,7 +35,7 @@ from artifactsync.stores.protocol import Store
 from artifactsync.transfer.pull import PullItem, pull_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from artifactsync.stores.filesystem import StoreFileSystem
 
@@ -245,8 +246,15 @@ class RunView:
             return plan_removal(self._store, self._log)
         return remove_run(self._store, self._log, **observers)
 
-    def ensure_local(self, checkpoint: Checkpoint) -> dict[str, Path]:
+    def ensure_local(self, checkpoint: Checkpoint, *, paths: Iterable[str] | None = None) -> dict[str, Path]:
         """Have every file of a checkpoint below ``local_dir``, verified by hash; fetches what is missing or differs.
+
+        Processes that share the folder, as the ranks of a node do, go one after the other, so each file is fetched
+        once.
+
+        Args:
+            checkpoint: Which.
+            paths: Of its files these alone; all of them if None.
 
         Returns:
             Path below the run → local file.
@@ -254,8 +262,13 @@ class RunView:
         Raises:
             DamagedError: bytes on the remote differ from what was committed.
         """
-        items = [PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256) for f in checkpoint.files]
-        with keeping_pin(self._store, self._layout) as keeper:
+        wanted = None if paths is None else set(paths)
+        items = [
+            PullItem(key=f.key, path=f.path, size_bytes=f.size, sha256=f.sha256)
+            for f in checkpoint.files
+            if wanted is None or f.path in wanted
+        ]
+        with folder_lock(self.local_dir / HOUSE_FOLDER), keeping_pin(self._store, self._layout) as keeper:
             keeper.pin(checkpoint.seq)
             pull_files(self._store, items, self.local_dir)
         return {item.path: safe_local_path(self.local_dir, item.path) for item in items}

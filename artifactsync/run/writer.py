@@ -8,12 +8,13 @@ Invariant: whatever is done through a ``Run`` stays below ``<remote>/<run_name>/
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import (
     AlreadyExistsError,
@@ -23,17 +24,21 @@ from artifactsync.errors import (
     ObjectNotFoundError,
     WaitTimeoutError,
 )
+from artifactsync.journal.attempt import Attempt
 from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
 from artifactsync.journal.heartbeat import Heart
 from artifactsync.journal.local_checkpoints import LocalCheckpoint, resumable_locals, write_local_record
 from artifactsync.journal.log import JournalLog
 from artifactsync.journal.opening import begin_attempt
 from artifactsync.journal.orphans import MIN_AGE_S
+from artifactsync.journal.part_publisher import PartPublisher
 from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint, Publisher, local_files
 from artifactsync.journal.retire import PruneReport, prune
 from artifactsync.journal.status import RunStatus
 from artifactsync.journal.tails import LogMirror
+from artifactsync.journal.together import Contribution, Gatherings, Membership
 from artifactsync.run.ending import end_within, open_runs, seconds_left
+from artifactsync.run.launch import Launch, launch_of
 from artifactsync.run.pushed import Pushed
 from artifactsync.run.torch_backed import state_io
 from artifactsync.run.view import RunView
@@ -46,7 +51,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from artifactsync.journal.attempt import Attempt, FinishState
+    from artifactsync.journal.attempt import FinishState
     from artifactsync.journal.retention import RetentionPolicy
     from artifactsync.stores.protocol import Store
     from artifactsync.transfer.patience import Patience
@@ -74,11 +79,16 @@ class Run(RunView):
         max_concurrency: Files that are uploaded at the same time.
         bandwidth_limit: Bytes per second of all transfers together; None is no limit.
         patience: How long a failing upload is tried again; None outlasts an outage, as behind a training loop.
-        max_pending_files: When so many uploads wait, a new one fails at once.
+        max_pending_files: When so many uploads of logs and other files wait, a new one fails at once. Checkpoints have
+            room of their own, and go first.
         retention: Checkpoints that this policy does not keep are removed from the remote after each commit, behind
             the training loop; None keeps all.
+        ranks: Where several processes train together (torchrun, Slurm, Open MPI), ``all`` of them open the run, save
+            and resume together, each what is its own, and rank 0 commits; or ``one`` process saves alone.
+        part_timeout_s: Seconds that a rank's part of a checkpoint may take before the checkpoint is given up.
 
     Raises:
+        WaitTimeoutError: another rank did not open the run; it is named.
         RunNameError: the name is not allowed.
         ConfigurationError: no remote, or a wrong one.
         RunIsLiveError: another process that is alive owns the run.
@@ -101,6 +111,8 @@ class Run(RunView):
         patience: Patience | None = None,
         max_pending_files: int = 10_000,
         retention: RetentionPolicy | None = None,
+        ranks: Literal["all", "one"] = "all",
+        part_timeout_s: float = 1800.0,
     ) -> None:
         super().__init__(
             run_name,
@@ -118,7 +130,10 @@ class Run(RunView):
         self._max_pending_files = max_pending_files
         self._retention = retention
         self._lazy_queue: UploadQueue | None = None
-        self._attempt: Attempt | None = None
+        self._attempt: Attempt | Membership | None = None
+        self._part_timeout_s = part_timeout_s
+        self.launch = None if read_only else launch_of(self.name, ranks)
+        """The ranks that save together with this one; None if it saves alone."""
         if not read_only:
             self._open_for_writing(takeover=takeover, allow_unfenced=allow_unfenced)
 
@@ -132,21 +147,69 @@ class Run(RunView):
                 url=str(self.local_dir),
             ) from error
         patient = self._patient = RetryStore(self._store, _OUTAGE)
-        attempt = begin_attempt(self._store, self._log, takeover=takeover, allow_unfenced=allow_unfenced)
+        self._heart: Heart | None = None
+        self._gatherings: Gatherings | None = None
+        launch = self.launch
+        if launch is not None and launch.place.rank > 0:
+            self._join(launch)
+            return
+        try:
+            attempt = begin_attempt(
+                self._store,
+                self._log,
+                takeover=takeover,
+                allow_unfenced=allow_unfenced,
+                launch="" if launch is None else launch.claim_word,
+            )
+        except BaseException as error:
+            if launch is not None:
+                launch.tell_failure(error)
+            raise
         attempt.use(JournalLog(patient, self.name, policy=_OUTAGE))
         self._attempt = attempt
         self._logs = LogMirror(self._layout, attempt=attempt.number, queue=lambda: self._queue)
-        self._publisher = Publisher(
+        self._publisher: Publisher | PartPublisher = Publisher(
             attempt,
-            log=JournalLog(patient, self.name),
+            log=self._log,
             queue=self._queue,
             store=patient,
+            retention=self._retention,
             after_commit=self._retain if self._retention else None,
         )
         self._heart = Heart(
             self._store, self._log.layout, attempt=attempt.number, writer=attempt.writer, gauge=self._gauge
         )
         self._heart.start()
+        open_runs.add(self)
+        if launch is not None:
+            self._gatherings = Gatherings(
+                attempt,
+                log=JournalLog(patient, self.name),
+                store=patient,
+                world_size=launch.place.world_size,
+                timeout_s=self._part_timeout_s,
+            )
+            try:
+                launch.tell_claim(attempt)
+            except BaseException:
+                self.close(0, state="failed")
+                raise
+
+    def _join(self, launch: Launch) -> None:
+        """A rank above 0: take part in the attempt that rank 0 claims."""
+        membership = launch.join(self._log)
+        membership.use(JournalLog(self._store, self.name))
+        self._attempt = membership
+        self._logs = LogMirror(self._layout, attempt=membership.number, queue=lambda: self._queue)
+        self._publisher = PartPublisher(
+            membership,
+            log=self._log,
+            uploads=self._queue,
+            store=self._patient,
+            rank=launch.place.rank,
+            world_size=launch.place.world_size,
+            timeout_s=self._part_timeout_s,
+        )
         open_runs.add(self)
 
     @property
@@ -188,17 +251,24 @@ class Run(RunView):
         epoch: int | None = None,
         batch: int | None = None,
         metrics: Mapping[str, float] | None = None,
+        overlap: Any = (),
+        per_rank: Collection[str] = (),
     ) -> PendingCheckpoint:
         """Take a snapshot of training state, and publish it behind the training loop. Needs torch.
 
         Args:
             state: Nested dicts, lists and tuples of tensors, numbers and strings, or of objects with ``state_dict()``.
-                All of it may be changed as soon as this returns.
+                All of it may be changed as soon as this returns, unless ``overlap`` says otherwise.
             step: Optimizer steps done; orders checkpoints.
             name: Its name; ``ep{epoch}-ba{batch}`` unless given.
             epoch: Epochs done, 0 unless given.
             batch: Batches done, ``step`` unless given.
             metrics: For ``best``.
+            overlap: Optimizers. Their parameters and their state are copied during the next forward and backward, and
+                their ``step`` waits for what is left; everything else is copied before this returns. Whatever else
+                changes those tensors calls ``wait_copied`` first; if it does not, the checkpoint fails and says so.
+            per_rank: Where several ranks save together (every one calls this): names of the entries of ``state`` that
+                each has for itself, as its position in the data. Of the rest, rank 0's is saved, or the shards of all.
 
         Raises:
             RunFencedError: a later attempt owns the run.
@@ -207,12 +277,36 @@ class Run(RunView):
         """
         began = time.monotonic()
         pending: PendingCheckpoint = state_io().save_state(
-            self, state, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics
+            self, state, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics, per_rank=per_rank, overlap=overlap
         )
         pending.timing.stalled(time.monotonic() - began)
         return pending
 
-    def resume(self, state: Any = None, *, map_location: Any = "cpu", strict: bool = True) -> Any:
+    def prepare(self, state: Any) -> None:
+        """Have the memory for checkpoints of ``state`` at hand, so that the first ``save`` is as quick as any other.
+
+        Call it once everything is there, after the first step of the optimizers: that makes their state.
+
+        Args:
+            state: As for ``save``, or a part of it.
+
+        Raises:
+            ConfigurationError: the state holds something that could not be loaded again safely; names where.
+        """
+        state_io().prepare_state(self, state)
+
+    def wait_copied(self) -> None:
+        """Hold the caller until the last ``save`` with ``overlap`` is copied, before it changes what was saved."""
+        state_io().wait_copied(self)
+
+    def resume(
+        self,
+        state: Any = None,
+        *,
+        map_location: Any = "cpu",
+        strict: bool = True,
+        per_rank: Collection[str] = (),
+    ) -> Any:
         """Load the newest whole checkpoint of the run; None if it has none. Needs torch.
 
         Args:
@@ -220,6 +314,7 @@ class Run(RunView):
                 place.
             map_location: Where tensors go, as for ``torch.load``.
             strict: Whether missing or unexpected keys are errors.
+            per_rank: As for ``save``: left out where another number of ranks saved.
 
         Returns:
             ``Resumed`` with ``.checkpoint``, ``.state`` (what was saved) and ``.step``.
@@ -227,7 +322,7 @@ class Run(RunView):
         Raises:
             DamagedError: every checkpoint of the run is damaged.
         """
-        return state_io().resume_state(self, state, map_location=map_location, strict=strict)
+        return state_io().resume_state(self, state, map_location=map_location, strict=strict, per_rank=per_rank)
 
     def save_files(
         self,
@@ -267,16 +362,19 @@ class Run(RunView):
         epoch: int | None = None,
         batch: int | None = None,
         metrics: Mapping[str, float] | None = None,
+        contribution: Contribution | None = None,
     ) -> PendingCheckpoint:
         """Publish files that are still to be written: ``prepare`` writes them on the publication thread.
 
         Args:
-            prepare: Writes the files and describes them. Called once, after every earlier checkpoint is through.
+            prepare: Writes the files and describes them. Called once; of several checkpoints that wait, that of the
+                greatest step goes first.
             step: See ``save_files``; likewise the rest.
             name: ″
             epoch: ″
             batch: ″
             metrics: ″
+            contribution: What else this rank says or does, where several save together.
 
         Raises:
             RunFencedError: a later attempt owns the run.
@@ -286,7 +384,15 @@ class Run(RunView):
         label = Label(
             name=name or f"ep{epoch}-ba{batch}", step=step, epoch=epoch, batch=batch, metrics=dict(metrics or {})
         )
-        pending = publisher.submit(prepare, label)
+        if isinstance(publisher, PartPublisher):
+            pending = publisher.submit(prepare, label, contribution=contribution)
+        elif self._gatherings is None:
+            pending = publisher.submit(prepare, label)
+        else:
+            gatherings, gathering = self._gatherings, self._gatherings.begin(label)
+            gather = functools.partial(gatherings.gather, gathering, contribution or Contribution())
+            pending = publisher.submit(prepare, label, gather=gather)
+            gatherings.watch(gathering, pending)
         self._local_step = max(label.step, self._local_step or 0)
         return pending
 
@@ -310,7 +416,7 @@ class Run(RunView):
             batch: ″
             metrics: ″
         """
-        if self._attempt is None:
+        if self._attempt is None or self.launch is not None:  # one rank's files are no whole checkpoint
             return
         entries = tuple(
             CheckpointFile(path=f.path, key=self._layout.artifact(f.path), size=f.size_bytes, sha256=f.sha256 or "")
@@ -332,7 +438,7 @@ class Run(RunView):
 
     def local_checkpoints(self) -> list[LocalCheckpoint]:
         """Checkpoints on this disk that are newer than every commit, of this very run; newest first, not verified."""
-        if self._attempt is None:
+        if self._attempt is None or self.launch is not None:
             return []
         return resumable_locals(self.local_dir, self.catalogue(), run_name=self.name)
 
@@ -385,7 +491,7 @@ class Run(RunView):
             if run._attempt and not run._attempt.is_finished:  # noqa: SLF001 - its own
                 run._seal_logs(state, None)  # noqa: SLF001
                 run._attempt.finish(state)  # noqa: SLF001
-                self._log.advise(run._attempt.catalogue.seq)  # noqa: SLF001
+                self._publisher.advise()
 
     def prune(
         self, policy: RetentionPolicy, *, dry_run: bool = False, orphans_age_s: float | None = MIN_AGE_S
@@ -413,7 +519,7 @@ class Run(RunView):
             self._store,
             self._log,
             policy,
-            attempt=self._attempt,
+            attempt=self._attempt if isinstance(self._attempt, Attempt) else None,
             dry_run=dry_run,
             orphans_age_s=orphans_age_s,
         )
@@ -482,7 +588,8 @@ class Run(RunView):
             if self._attempt:
                 self._publisher.close()
                 self._patient.give_up()
-                self._heart.stop()
+                if self._heart:
+                    self._heart.stop()
             try:
                 if self._lazy_queue:
                     self._lazy_queue.close(0)
@@ -519,6 +626,7 @@ class Run(RunView):
                     max_concurrency=self._max_concurrency,
                     patience=self._patience,
                     max_pending_files=self._max_pending_files,
+                    keeps_room=self._attempt is not None,
                 )
             return self._lazy_queue
 
@@ -541,7 +649,7 @@ class Run(RunView):
         self._seal_logs(state, give_up_at)
         if self._attempt and not self._attempt.is_finished:
             self._attempt.finish(state)
-            self._log.advise(self._attempt.catalogue.seq)
+            self._publisher.advise()
 
     def _seal_logs(self, state: FinishState, give_up_at: float | None) -> None:
         """Put the whole logs under their plain keys, unless the run is another's by now."""
@@ -560,7 +668,7 @@ class Run(RunView):
                 self._store,
                 self._log,
                 self._retention,
-                attempt=self._attempt,
+                attempt=self._attempt if isinstance(self._attempt, Attempt) else None,
                 is_patient=False,
                 orphans_age_s=None,
             )

@@ -13,7 +13,14 @@ from artifactsync.errors import ArtifactSyncError
 
 if TYPE_CHECKING:
     from artifactsync.checkpoint import Resumed
-    from artifactsync.loggers import ConsoleLogger, FileLogger
+    from artifactsync.loggers import (
+        CometMLLogger,
+        ConsoleLogger,
+        FileLogger,
+        MLFlowLogger,
+        TensorboardLogger,
+        WandBLogger,
+    )
     from artifactsync.naming import format_name, generate_run_name
     from artifactsync.run import Checkpoint, PendingCheckpoint, RetentionPolicy, Run, list_runs
     from artifactsync.training import Callback, CheckpointSaver, Event, State, Time, Timestamp, Trainer
@@ -25,9 +32,11 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "CheckpointSaver",
+    "CometMLLogger",
     "ConsoleLogger",
     "Event",
     "FileLogger",
+    "MLFlowLogger",
     "ObjectStoreLogger",
     "PendingCheckpoint",
     "RemoteUploaderDownloader",
@@ -35,11 +44,13 @@ __all__ = [
     "RetentionPolicy",
     "Run",
     "State",
+    "TensorboardLogger",
     "Time",
     "Timestamp",
     "Trainer",
     "Upload",
     "UploadStatus",
+    "WandBLogger",
     "__version__",
     "format_name",
     "generate_run_name",
@@ -50,9 +61,11 @@ _HOMES = {
     "Callback": "training",
     "Checkpoint": "run",
     "CheckpointSaver": "training",
+    "CometMLLogger": "loggers",
     "ConsoleLogger": "loggers",
     "Event": "training",
     "FileLogger": "loggers",
+    "MLFlowLogger": "loggers",
     "ObjectStoreLogger": "transfer.remote_uploader_downloader",
     "PendingCheckpoint": "run",
     "RemoteUploaderDownloader": "transfer.remote_uploader_downloader",
@@ -60,11 +73,13 @@ _HOMES = {
     "RetentionPolicy": "run",
     "Run": "run",
     "State": "training",
+    "TensorboardLogger": "loggers",
     "Time": "training",
     "Timestamp": "training",
     "Trainer": "training",
     "Upload": "transfer.upload",
     "UploadStatus": "transfer.upload",
+    "WandBLogger": "loggers",
     "format_name": "naming",
     "generate_run_name": "naming",
     "list_runs": "run",

@@ -28,9 +28,11 @@ PUBLIC = {
     "Callback",
     "Checkpoint",
     "CheckpointSaver",
+    "CometMLLogger",
     "ConsoleLogger",
     "Event",
     "FileLogger",
+    "MLFlowLogger",
     "ObjectStoreLogger",
     "PendingCheckpoint",
     "RemoteUploaderDownloader",
@@ -38,22 +40,28 @@ PUBLIC = {
     "RetentionPolicy",
     "Run",
     "State",
+    "TensorboardLogger",
     "Time",
     "Timestamp",
     "Trainer",
     "Upload",
     "UploadStatus",
+    "WandBLogger",
     "__version__",
     "format_name",
     "generate_run_name",
     "list_runs",
 }
-NEED_TORCH = {"Callback", "CheckpointSaver", "ConsoleLogger", "Event", "FileLogger", "Resumed"} | {
-    "State",
-    "Time",
-    "Timestamp",
-    "Trainer",
-}
+NEED_TORCH = (
+    {"CometMLLogger", "MLFlowLogger", "TensorboardLogger", "WandBLogger"}
+    | {"Callback", "CheckpointSaver", "ConsoleLogger", "Event", "FileLogger", "Resumed"}
+    | {
+        "State",
+        "Time",
+        "Timestamp",
+        "Trainer",
+    }
+)
 
 
 def python(program: str, *options: str) -> subprocess.CompletedProcess[str]:

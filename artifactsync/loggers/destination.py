@@ -9,6 +9,7 @@ Invariant: a destination never decides what is logged, only how it is written do
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,13 +117,23 @@ def check_path_template(template: str) -> str:
     return template
 
 
-def service_package(module: str, *, logger: str, extra: str) -> Any:
-    """Import a service's package.
+def check_package(module: str, *, logger: str, extra: str) -> None:
+    """Look whether a service's package is installed, without importing it.
 
     Args:
-        module: What is imported.
+        module: What would be imported.
         logger: The class that needs it.
         extra: The extra of artifactsync that installs it.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module, logger, extra)
+
+
+def service_package(module: str, *, logger: str, extra: str) -> Any:
+    """Import a service's package; arguments as for :func:`check_package`.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -130,7 +141,10 @@ def service_package(module: str, *, logger: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        missing = (error.name or module).partition(".")[0]
-        raise MissingPackageError(
-            f"{logger} needs the Python package {missing}", hint=f"pip install 'artifactsync[{extra}]'"
-        ) from error
+        raise _missing(error.name or module, logger, extra) from error
+
+
+def _missing(module: str, logger: str, extra: str) -> MissingPackageError:
+    return MissingPackageError(
+        f"{logger} needs the Python package {module.partition('.')[0]}", hint=f"pip install 'artifactsync[{extra}]'"
+    )

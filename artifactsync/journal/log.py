@@ -166,13 +166,13 @@ class JournalLog:
             previous = slot
             yield slot
 
-    def check_index(self) -> list[str]:
-        """Keys of packs that are not what they should be. They harm nobody: the records are read in their place."""
+    def bad_packs(self) -> list[Pack]:
+        """Packs that are not what they should be. They harm nobody: the records are read in their place."""
         bad: list[Pack] = []
         head = self.find_head()
         for _ in self.read_all(up_to=head.record.seq, on_bad_pack=bad.append) if head else ():
             pass
-        return [pack.key(self.layout) for pack in bad]
+        return bad
 
     def append(
         self,
@@ -229,12 +229,16 @@ class JournalLog:
             url=f"{self.store.url}/{self.layout.journal}",
         )
 
-    def read_catalogue(self) -> Catalogue:
-        """Read the whole journal. One of a run that is being removed has nothing in it any more."""
+    def read_catalogue(self, *, with_index: bool = True) -> Catalogue:
+        """Read the whole journal. One of a run that is being removed has nothing in it any more.
+
+        Args:
+            with_index: As for :meth:`read_all`.
+        """
         head = self.find_head()
         if head and is_removal(head.record):
             return Catalogue(attempt=head.record.attempt, seq=head.record.seq)
-        return self.fold(self.read_all(up_to=head.record.seq) if head else ())
+        return self.fold(self.read_all(up_to=head.record.seq, with_index=with_index) if head else ())
 
     def advise(self, seq: int, *, with_index: bool = True) -> None:
         """Write the advisory pointer to a recent record, and what is due of the index.

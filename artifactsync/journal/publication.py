@@ -104,7 +104,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._pending: list[PendingCheckpoint] = []
         self._intents = 0
-        self._used = set(attempt.catalogue.keys)
+        self._used: set[str] = set()
 
     def submit(
         self,
@@ -138,7 +138,7 @@ class Publisher:
 
     def uses(self, key: str) -> bool:
         """Whether a checkpoint, committed or on its way, has its bytes at ``key``."""
-        return key in self._used
+        return key in self._used or key in self._attempt.catalogue.keys
 
     def pending(self) -> list[PendingCheckpoint]:
         """Checkpoints that are on their way."""
@@ -246,9 +246,7 @@ class Publisher:
             del so_far.keys[file.path]
         self._verify([entries[file.path] for file, _ in fresh])
 
-    def _send(
-        self, files: Sequence[tuple[LocalFile, str]], entries: dict[str, CheckpointFile], so_far: _SoFar
-    ) -> None:
+    def _send(self, files: Sequence[tuple[LocalFile, str]], entries: dict[str, CheckpointFile], so_far: _SoFar) -> None:
         """Send files to their keys, and enter what was sent."""
         for file, key in files:
             if file.path not in so_far.uploads:
@@ -332,7 +330,7 @@ class Publisher:
         """A key that nobody wrote, and no earlier attempt may still be writing."""
         path, number = check_relative(file.path), 0
         candidate = path if self._attempt.number == 1 else sibling(path, self._attempt.number)
-        while self._layout.artifact(candidate) in self._used:
+        while self.uses(self._layout.artifact(candidate)):
             number += 1
             candidate = sibling(path, self._attempt.number, number)
         key = self._layout.artifact(candidate)

@@ -116,6 +116,7 @@ def prune(
         leftovers = find_leftovers(store, log.layout, catalogue, min_age_s=orphans_age_s)
         if not dry_run:
             remove_leftovers(store, leftovers)
+            log.index.remove_superseded(log.bad_packs())
     return PruneReport(
         run_name=log.layout.run_name,
         kept=tuple(checkpoint.name for checkpoint in plan.kept),

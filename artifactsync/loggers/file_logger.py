@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _MIRROR_S = 30.0
 """Least time between two mirrorings outside of checkpoints: each is an object of its own until the run ends."""
 _READ_BYTES = 1 << 20
+_LINE_CHARS = 4096
+_CR = "\r"
 
 
 class FileLogger(LoggerDestination):
@@ -36,28 +39,36 @@ class FileLogger(LoggerDestination):
 
     Args:
         filename: Template of the file, below the local root; it begins with ``{run_name}/``.
-        flush_interval: Write to the file after so many lines; checkpoints and the end write always.
+        remote_file_name: Template of the file's place on the remote; the same as ``filename`` if None.
         capture_stdout: Also write what the program prints, as ``[stdout]: …``.
         capture_stderr: Likewise for stderr, as ``[stderr]: …``.
+        buffer_size: Lines held back at most before they are written; checkpoints and the end write always.
+        flush_interval: Mirror after so many lines, but not more often than every 30 s; checkpoints and the end mirror
+            always.
 
     Raises:
-        ConfigurationError: the interval is not positive, or the template cannot be filled.
+        ConfigurationError: a number is not positive, or a template cannot be filled.
     """
 
     def __init__(
         self,
         filename: str = "{run_name}/logs-rank{rank}.txt",
+        remote_file_name: str | None = None,
         *,
+        capture_stdout: bool = True,
+        capture_stderr: bool = True,
+        buffer_size: int = 1,
         flush_interval: int = 100,
-        capture_stdout: bool = False,
-        capture_stderr: bool = False,
     ) -> None:
-        if flush_interval < 1:
-            raise ConfigurationError(f"flush_interval is {flush_interval}", hint="it counts lines, from 1")
+        for name, value in (("buffer_size", buffer_size), ("flush_interval", flush_interval)):
+            if value < 1:
+                raise ConfigurationError(f"{name} is {value}", hint="it counts lines, from 1")
         self.filename = check_path_template(filename)
+        self.remote_file_name = check_path_template(filename if remote_file_name is None else remote_file_name)
         self.path: Path | None = None
         """The file, once the run is known."""
-        self._flush_interval = flush_interval
+        self._buffer_size, self._flush_interval = buffer_size, flush_interval
+        self._line_count = 0
         self._captured = [name for name, on in (("stdout", capture_stdout), ("stderr", capture_stderr)) if on]
         self._originals: dict[str, TextIO] = {}
         self._context: LogContext | None = None
@@ -73,9 +84,12 @@ class FileLogger(LoggerDestination):
     def open(self, context: LogContext) -> None:
         """Work out where the file is."""
         run_name = context.run_name
-        rendered = render_path(self.filename, run_name=run_name, **context.placeholders)
-        self._remote_path = rendered.removeprefix(f"{run_name}/")
-        self.path = context.local_dir.joinpath(*self._remote_path.split("/"))
+        local, remote = (
+            render_path(template, run_name=run_name, **context.placeholders).removeprefix(f"{run_name}/")
+            for template in (self.filename, self.remote_file_name)
+        )
+        self._remote_path = remote
+        self.path = context.local_dir.joinpath(*local.split("/"))
         self._context = context
 
     def start(self, *, resumed_at: int | None) -> None:
@@ -114,7 +128,7 @@ class FileLogger(LoggerDestination):
         if self._context is None or self._file is None or self.path is None:
             return ()
         self._mirrored_at = time.monotonic()
-        pushed = self._context.mirror(self.path)
+        pushed = self._context.mirror(self.path, remote_path=self._remote_path)
         return () if pushed is None else (pushed,)
 
     def close(self) -> None:
@@ -145,11 +159,12 @@ class FileLogger(LoggerDestination):
     def _write(self, line: str) -> None:
         with self._lock:
             self._lines.append(line.replace("\n", "\\n") + "\n")
-            is_time = len(self._lines) >= self._flush_interval
-        if is_time:
-            self._write_out()
-            if time.monotonic() - self._mirrored_at >= _MIRROR_S:
-                self.flush()
+            self._line_count += 1
+            if len(self._lines) >= self._buffer_size:
+                self._write_out()
+            is_time = self._line_count % self._flush_interval == 0
+        if is_time and time.monotonic() - self._mirrored_at >= _MIRROR_S:
+            self.flush()
 
     def _write_out(self) -> None:
         with self._lock:
@@ -203,18 +218,22 @@ class FileLogger(LoggerDestination):
 
 
 class _Tee(io.TextIOBase):
-    """A stream that also goes to the log, by whole lines."""
+    """A stream that also goes to the log, by whole lines. Of a progress bar, the last state of each line."""
 
     def __init__(self, stream: TextIO, log: FileLogger, name: str) -> None:
         super().__init__()
         self._stream, self._log, self._name = stream, log, name
         self._rest = ""
+        self._pid = os.getpid()
 
     def write(self, text: str) -> int:
         self._stream.write(text)
-        *lines, self._rest = (self._rest + text).split("\n")
+        if os.getpid() != self._pid:  # a forked worker of a DataLoader: the file, and perhaps its lock, are another's
+            return len(text)
+        *lines, rest = (self._rest + text).split("\n")
+        self._rest = rest.rpartition("\r")[2] if len(rest) > _LINE_CHARS else rest
         for line in lines:
-            self._log._write(f"[{self._name}]: {line}")  # noqa: SLF001  (its own)
+            self._log._write(f"[{self._name}]: {line.rstrip(_CR).rpartition(_CR)[2]}")  # noqa: SLF001  (its own)
         return len(text)
 
     def flush(self) -> None:

@@ -34,7 +34,13 @@ class MetricsFile(FileLogger):
     """
 
     def __init__(self, filename: str = "{run_name}/metrics-rank{rank}.jsonl", *, flush_interval: int = 100) -> None:
-        super().__init__(filename, flush_interval=flush_interval)
+        super().__init__(
+            filename,
+            capture_stdout=False,
+            capture_stderr=False,
+            buffer_size=flush_interval,
+            flush_interval=flush_interval,
+        )
 
     def log_hyperparameters(self, parameters: Mapping[str, Any]) -> None:
         """Write them in one line."""

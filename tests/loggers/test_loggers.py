@@ -49,7 +49,7 @@ def test_tensors_are_read_late_and_in_order():
 
 
 def test_lines_that_any_tool_can_read(tmp_path):
-    log = _file_logger(tmp_path, flush_interval=2)
+    log = _file_logger(tmp_path, buffer_size=2)
     log.log_hyperparameters({"lr": 0.1})
     log.log_metrics({"loss": 0.25}, 1)
     log.log_metrics({"loss": 0.125}, 2)
@@ -128,7 +128,7 @@ def test_mirrored_below_the_run(tmp_path):
                 run_name="r",
                 local_dir=run.local_dir,
                 placeholders={"rank": 3},
-                mirror=lambda path: run.push(path, growing=True),
+                mirror=lambda path, remote_path, growing=True: run.push(path, remote_path, growing=growing),
             )
         )
         log.start(resumed_at=None)
@@ -145,6 +145,8 @@ def test_mistakes(tmp_path):
         FileLogger("{run_name}/{user}.txt")
     with pytest.raises(ConfigurationError):
         FileLogger(flush_interval=0)
+    with pytest.raises(ConfigurationError):
+        FileLogger(buffer_size=0)
     with pytest.raises(ConfigurationError):
         ConsoleLogger(0)
     (tmp_path / "r").write_text("a file")

@@ -24,7 +24,7 @@ KINDS = {
         offline=True,
     ),
     "mlflow": lambda _: MLFlowLogger("e"),
-    "file": lambda _: FileLogger(capture_stdout=True),
+    "file": lambda _: FileLogger(),
 }
 
 

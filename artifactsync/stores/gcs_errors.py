@@ -25,6 +25,7 @@ from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     BucketNotFoundError,
+    ConfigurationError,
     CredentialsError,
     ObjectNotFoundError,
     PermissionDeniedError,
@@ -33,6 +34,7 @@ from artifactsync.errors import (
     TransientStoreError,
     UnknownOutcomeError,
 )
+from artifactsync.stores.object_errors import BUSY_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +62,7 @@ _NEVER_SENT = (
     google.auth.exceptions.TransportError,  # no token, so no request
 )
 _RATE_LIMITS = re.compile(r"rateLimitExceeded|userRateLimitExceeded|quotaExceeded", re.IGNORECASE)
+_WRONG_CLOCK = re.compile(r"reasonable timeframe|iat and exp|issued in the future", re.IGNORECASE)
 _CHECKSUM = re.compile(r"crc32c|md5|checksum", re.IGNORECASE)
 _UPLOAD_SESSION = re.compile(r"(upload_id=)[^&\s:'\")]+")
 
@@ -82,17 +85,28 @@ def translated(error: Exception, *, url: str, bucket_url: str, is_create: bool =
     if isinstance(error, google.auth.exceptions.GoogleAuthError) and not isinstance(
         error, google.auth.exceptions.TransportError
     ):
-        return CredentialsError(
-            f"Google refused the credentials for {bucket_url}",
-            hint="log in again (gcloud auth application-default login), or check the key file",
-            url=url,
-        )
+        return _of_login(error, url=url, bucket_url=bucket_url)
     why = _why(error)
     if any(isinstance(cause, _NEVER_SENT) for cause in _chain(error)):
         return RemoteUnreachableError(
             f"cannot reach {bucket_url}: {why}", hint="check the endpoint and the network", url=url
         )
     return _unsure(f"{url}: the connection broke ({why})", url, is_create=is_create)
+
+
+def _of_login(error: Exception, *, url: str, bucket_url: str) -> ArtifactSyncError:
+    """No token was given."""
+    if _WRONG_CLOCK.search(str(error)):
+        return ConfigurationError(
+            f"Google says that the clock of this machine is wrong, for {bucket_url}",
+            hint="set this machine's clock (NTP), then try again",
+            url=url,
+        )
+    return CredentialsError(
+        f"Google refused the credentials for {bucket_url}",
+        hint="log in again (gcloud auth application-default login), or check the key file",
+        url=url,
+    )
 
 
 def _of_status(  # noqa: PLR0911 one return for each meaning
@@ -108,7 +122,7 @@ def _of_status(  # noqa: PLR0911 one return for each meaning
         return CredentialsError(f"{bucket_url} wants other credentials (401)", hint=hint, url=url)
     if status == http.client.TOO_MANY_REQUESTS or (status == http.client.FORBIDDEN and _RATE_LIMITS.search(told)):
         message = f"{url}: too many requests ({status})"
-        return TransientStoreError(message, url=url, retry_after_s=_retry_after_s(error))
+        return TransientStoreError(message, url=url, hint=BUSY_HINT, retry_after_s=_retry_after_s(error))
     if status == http.client.FORBIDDEN:
         hint = "the account needs the role Storage Object User on the bucket (roles/storage.objectUser)"
         return PermissionDeniedError(f"{url}: not allowed (403)", hint=hint, url=url)
@@ -149,7 +163,7 @@ def _unsure(message: str, url: str, *, is_create: bool, retry_after_s: float | N
     if is_create:
         hint = "read the key back to know"
         return UnknownOutcomeError(message, hint=hint, url=url, retry_after_s=retry_after_s)
-    return TransientStoreError(message, url=url, retry_after_s=retry_after_s)
+    return TransientStoreError(message, hint=BUSY_HINT, url=url, retry_after_s=retry_after_s)
 
 
 def _retry_after_s(error: api.GoogleAPICallError) -> float | None:

@@ -36,6 +36,9 @@ from artifactsync.errors import (
 THROTTLED_PAUSE_S = 5.0
 """Seconds that a request waits at least where the server's own ``Retry-After`` cannot be seen: most ask for less."""
 
+BUSY_HINT = "the service is busy or failing: try again in a while"
+"""The hint of what was tried for as long as the policy allows."""
+
 UNKNOWN_REGION_HINT = "set AWS_REGION to the bucket's region"
 """The hint of a ``wrong_region`` whose right one is not known."""
 
@@ -57,6 +60,7 @@ _CREDENTIAL_CODES = frozenset(
         "UnrecognizedClientException",
     }
 )
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _MISSING_BUCKET_CODES = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
 _REGION_CODES = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
 _THROTTLE_CODES = frozenset({"SlowDown", "ServiceUnavailable", "ServerBusy", "Throttling", "TooManyRequests"})
@@ -110,6 +114,9 @@ class Answer:
 
     def _access(self) -> ArtifactSyncError | None:
         url = self.url
+        if self.code in _EXPIRED_CODES:
+            hint = "renew them (aws sso login, or a new AWS_SESSION_TOKEN), then again: what is whole is not sent again"
+            return CredentialsError(f"the credentials for {url} have expired: {self._why}", hint=hint, url=url)
         is_unknown = self.code in _CREDENTIAL_CODES or "failed to authenticate" in self.detail
         if is_unknown or (self.status == HTTPStatus.UNAUTHORIZED and not self.code):
             names = "AZURE_*" if url.startswith("az:") else "AWS_ACCESS_KEY_ID, AWS_PROFILE"
@@ -160,7 +167,8 @@ class Answer:
             return UnknownOutcomeError(message, url=url, retry_after_s=pause_s)
         if self.status is None and not self.code:
             return RemoteUnreachableError(f"{url} did not answer: {self._why}", hint=hint, url=url)
-        return TransientStoreError(f"{url}: {self._why}", url=url, retry_after_s=pause_s)
+        asks = f"the service asks to wait {self.retry_after_s:g} s: try again then" if self.retry_after_s else BUSY_HINT
+        return TransientStoreError(f"{url}: {self._why}", hint=asks, url=url, retry_after_s=pause_s)
 
 
 def wrong_region(url: str, region: str) -> ConfigurationError:
@@ -191,7 +199,7 @@ def from_obstore(error: BaseException, *, url: str, is_create: bool = False) -> 
         status=int(status[1]) if status else _implied_status(error),
         code=said_in(text, "Code"),
         detail=said_in(text, "Message") or _transport_words(text),
-        region=said_in(text, "Region") or _region_of(said_in(text, "Endpoint")),
+        region=said_in(text, "Region") or region_of(said_in(text, "Endpoint")),
         is_connecting=re.search(r"legacy::Error\(\s*Connect,", text) is not None,
         is_create=is_create,
         least_pause_s=THROTTLED_PAUSE_S,
@@ -215,7 +223,7 @@ def from_botocore(error: Any, *, url: str, is_create: bool = False) -> ArtifactS
             status=meta.get("HTTPStatusCode"),
             code="" if code.isdigit() else code,
             detail=said.get("Message", ""),
-            region=said.get("Region") or headers.get("x-amz-bucket-region", ""),
+            region=said.get("Region") or headers.get("x-amz-bucket-region") or region_of(said.get("Endpoint", "")),
             is_create=is_create,
             retry_after_s=retry_after_s(headers.get("retry-after")),
         ).error()
@@ -284,7 +292,8 @@ def _first_line(text: str) -> str:
     return redact(text.split("\n", 1)[0])[:300]
 
 
-def _region_of(endpoint: str) -> str:
+def region_of(endpoint: str) -> str:
+    """The region in a host name of AWS; empty where there is none."""
     found = re.search(r"s3[.-]([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws", endpoint)
     return found[1] if found else ""
 

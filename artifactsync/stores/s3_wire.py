@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from artifactsync.errors import CredentialsError
 from artifactsync.stores.object import CONNECT_TIMEOUT_S, SHORT_TIMEOUT_S
-from artifactsync.stores.object_errors import Answer, from_botocore, printable_cause, retry_after_s, said_in
+from artifactsync.stores.object_errors import Answer, from_botocore, printable_cause, region_of, retry_after_s, said_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,7 +179,7 @@ def refusal(
         status=status if status not in _OK else 500,
         code=said_in(text, "Code"),
         detail=said_in(text, "Message"),
-        region=said_in(text, "Region") or headers.get("x-amz-bucket-region") or "",
+        region=said_in(text, "Region") or headers.get("x-amz-bucket-region") or region_of(said_in(text, "Endpoint")),
         is_create=is_create,
         retry_after_s=retry_after_s(headers.get("Retry-After")),
     ).error()

@@ -67,6 +67,7 @@ class Copy:
             if call is not None:
                 queue.appendleft(call)
         self._left = [len(queue) for queue in self._todo]
+        self._busy = 0  # pieces that are being copied
         self._changed = threading.Condition()
         self._error: BaseException | None = None
 
@@ -83,43 +84,45 @@ class Copy:
             threading.Thread(target=self._take, args=(wanted,), name="artifactsync-copy", daemon=True).start()
         self._take(wanted)
         with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or not any(self._left[group] for group in wanted))
+            self._changed.wait_for(
+                lambda: not self._busy if self._error else not any(self._left[group] for group in wanted)
+            )
             if self._error is not None:
                 raise self._error
 
-    def is_finished(self, group: int) -> bool:
-        """Whether all of a group is copied."""
-        return not self._left[group]
-
     def drop(self) -> None:
-        """Copy nothing more."""
+        """Copy nothing more; when this returns, nobody writes to the memory any more."""
         with self._changed:
             self._error = self._error or RuntimeError("the snapshot was dropped")
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._busy)
 
     def _take(self, wanted: Sequence[int]) -> None:
         for group in wanted:
             queue = self._todo[group]
-            while self._error is None:
-                try:
+            while True:
+                with self._changed:
+                    if self._error is not None or not queue:
+                        break
                     piece = queue.popleft()
-                except IndexError:
-                    break
+                    self._busy += 1
                 self._copy(group, piece)
 
     def _copy(self, group: int, piece: Any) -> None:
+        error: BaseException | None = None
         try:
             if callable(piece):
                 piece()
             else:
                 for target, source, size_bytes in piece:
                     _move(target, source, size_bytes)
-        except BaseException as error:
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+        except BaseException as caught:
+            error = caught
             raise
-        with self._changed:
-            self._left[group] -= 1
-            if not self._left[group]:
-                self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._error = self._error or error
+                if error is None:
+                    self._left[group] -= 1
+                if self._error is not None or not self._left[group]:
+                    self._changed.notify_all()

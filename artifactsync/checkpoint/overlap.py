@@ -196,11 +196,14 @@ class Overlap:
                     self._watched[group] = ()
                 if not self._open:
                     self._hook.remove()
+                    self._optimizers.clear()
 
     def drop(self) -> None:
         """Nobody wants the snapshot any more."""
         self._copy.drop()
-        with suppress(RuntimeError):
+        for stream in self._streams:
+            stream.synchronize()
+        with suppress(Exception):  # that it was dropped
             self.settle()
 
     def _look(self, group: int) -> None:

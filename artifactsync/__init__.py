@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from artifactsync.naming import format_name, generate_run_name
     from artifactsync.run import Checkpoint, PendingCheckpoint, RetentionPolicy, Run, list_runs
     from artifactsync.training import Callback, CheckpointSaver, Event, State, Time, Timestamp, Trainer
+    from artifactsync.training.profiler import Profiler
     from artifactsync.transfer.remote_uploader_downloader import ObjectStoreLogger, RemoteUploaderDownloader
     from artifactsync.transfer.upload import Upload, UploadStatus
 
@@ -39,6 +40,7 @@ __all__ = [
     "MLFlowLogger",
     "ObjectStoreLogger",
     "PendingCheckpoint",
+    "Profiler",
     "RemoteUploaderDownloader",
     "Resumed",
     "RetentionPolicy",
@@ -68,6 +70,7 @@ _HOMES = {
     "MLFlowLogger": "loggers",
     "ObjectStoreLogger": "transfer.remote_uploader_downloader",
     "PendingCheckpoint": "run",
+    "Profiler": "training.profiler",
     "RemoteUploaderDownloader": "transfer.remote_uploader_downloader",
     "Resumed": "checkpoint",
     "RetentionPolicy": "run",
@@ -94,7 +97,7 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(f"{__name__}.{home}")
     except ModuleNotFoundError as error:
-        if home in _NEED_TORCH and (error.name or "").partition(".")[0] in {"torch", "numpy"}:
+        if home.partition(".")[0] in _NEED_TORCH and (error.name or "").partition(".")[0] in {"torch", "numpy"}:
             from artifactsync.errors import MissingPackageError  # noqa: PLC0415 - rare
 
             raise MissingPackageError(

@@ -35,6 +35,7 @@ PUBLIC = {
     "MLFlowLogger",
     "ObjectStoreLogger",
     "PendingCheckpoint",
+    "Profiler",
     "RemoteUploaderDownloader",
     "Resumed",
     "RetentionPolicy",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from artifactsync.run import Run
     from artifactsync.training.callback import Callback
     from artifactsync.training.dataloader import ResumableLoader
+    from artifactsync.training.profiler import Profiler
 
 FORMAT = 1
 """Version of what ``state_dict`` gives; a newer one is refused."""
@@ -58,6 +59,8 @@ class State:
     """The callbacks, in the order in which they are called."""
     logger: Logger = field(default_factory=Logger)
     """Where metrics go."""
+    profiler: Profiler | None = None
+    """What traces batches; ``with state.profiler.marker("my part"):`` adds a span of your own."""
     timestamp: Timestamp = field(default_factory=Timestamp)
     """What is done."""
     batch: Any = None

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from artifactsync.journal.attempt import FinishState
     from artifactsync.run import RetentionPolicy
+    from artifactsync.training.profiler import Profiler
 
 _NO_BATCH = object()
 
@@ -87,6 +88,7 @@ class Trainer:
         step_schedulers_every_batch: Step the schedulers after each batch instead of each epoch.
         clip_grad_norm: Largest norm of all gradients together.
         metrics_file: Write metrics to ``{run_name}/metrics-rank0.jsonl`` too, which ``artifactsync report`` draws.
+        profiler: Traces batches that its schedule chooses.
         progress_bar: Show one, on a terminal.
         upload_timeout_s: Seconds that the end of ``fit`` waits for uploads; None waits as long as they take.
         run_options: More arguments of ``Run``: ``takeover``, ``bandwidth_limit`` …
@@ -131,6 +133,7 @@ class Trainer:
         step_schedulers_every_batch: bool = False,
         clip_grad_norm: float | None = None,
         metrics_file: bool = True,
+        profiler: Profiler | None = None,
         progress_bar: bool = True,
         upload_timeout_s: float | None = None,
         run_options: Mapping[str, Any] | None = None,
@@ -159,7 +162,7 @@ class Trainer:
             destinations.append(MetricsFile())
         self._model = trainable
         model.to(where)
-        own = list(_listed(callbacks))
+        own = [*([profiler] if profiler is not None else []), *_listed(callbacks)]
         if save_folder is not None and not any(isinstance(callback, CheckpointSaver) for callback in own):
             own.append(
                 CheckpointSaver(
@@ -200,6 +203,7 @@ class Trainer:
             scaler=self._precision.scaler,
             callbacks=own,
             logger=self.logger,
+            profiler=profiler,
         )
         """All that training is now."""
         self._callbacks = CallbackTable(own, self.state, self.logger)

@@ -80,9 +80,16 @@ class CheckpointSaver(Callback):
 
     def save(self, state: State, logger: Logger) -> PendingCheckpoint | None:
         """Save now, unless this very state was saved before; returns when the state is copied."""
-        timestamp, began = state.timestamp, time.monotonic()
-        if state.run is None or self._last == (timestamp.epoch, timestamp.batch):
+        if state.run is None or self._last == (state.timestamp.epoch, state.timestamp.batch):
             return None
+        if state.profiler is None:
+            return self._save(state, logger)
+        with state.profiler.marker("checkpoint"):
+            return self._save(state, logger)
+
+    def _save(self, state: State, logger: Logger) -> PendingCheckpoint:
+        assert state.run is not None, "asked in save()"
+        timestamp, began = state.timestamp, time.monotonic()
         pushed = logger.flush()
         path = self._path(state)
         metrics = dict(state.eval_metrics)

@@ -28,7 +28,7 @@ from artifactsync.naming import format_name
 from artifactsync.run import LocalFile, PendingCheckpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch.optim import Optimizer
@@ -193,12 +193,12 @@ def resume_state(
     wait_copied(run)
     if (resumed := _resume_local(run, state, map_location=map_location, strict=strict)) is not None:
         return resumed
-    candidates = sorted(run.checkpoints(), key=_order, reverse=True)
     damage: DamagedError | None = None
-    stateless = [checkpoint for checkpoint in candidates if not _may_hold_state(checkpoint)]
+    stateless: list[Checkpoint] = []
     passed_over: list[str] = []
-    for checkpoint in candidates:
-        if checkpoint in stateless:
+    for checkpoint in _newest_first(run):
+        if not _may_hold_state(checkpoint):
+            stateless.append(checkpoint)
             passed_over.append(checkpoint.name)
             continue
         try:
@@ -215,11 +215,11 @@ def resume_state(
             )
             passed_over.append(checkpoint.name)
             continue
-        newer = [c for c in stateless if _order(c) > _order(checkpoint)]
-        if newer:
+        if stateless:
             warnings.warn(
-                f"checkpoint {newer[0].name!r} (step {newer[0].step}) of run {run.name!r} was saved with save_files and "
-                f"holds no state that a resume can load: going on from {checkpoint.name!r} (step {checkpoint.step}). "
+                f"checkpoint {stateless[0].name!r} (step {stateless[0].step}) of run {run.name!r} was saved with "
+                f"save_files and holds no state that a resume can load: going on from {checkpoint.name!r} (step "
+                f"{checkpoint.step}). "
                 "If the newest state is in those files, stop, and load them yourself with Run.pull",
                 RuntimeWarning,
                 stacklevel=3,
@@ -229,8 +229,8 @@ def resume_state(
         return replace(resumed, passed_over=tuple(passed_over))
     if damage is not None:
         raise DamagedError(
-            f"none of the {len(candidates) - len(stateless)} checkpoints of run {run.name!r} is whole; the oldest one: "
-            f"{damage}",
+            f"none of the {len(passed_over) - len(stateless)} checkpoints of run {run.name!r} is whole; "
+            f"the oldest one: {damage}",
             hint="run `artifactsync verify --deep`, and restore the files or start a new run",
             url=damage.url,
         ) from damage
@@ -268,6 +268,14 @@ def _is_of_many(checkpoint: Checkpoint) -> bool:
     """Whether several ranks saved it, or one that was sharded."""
     names = [file.path for file in checkpoint.files]
     return any(name.endswith("/.metadata") or re.search(r"rank[1-9][0-9]*\.pt$", name) for name in names)
+
+
+def _newest_first(run: Run | LocalRun) -> Iterator[Checkpoint]:
+    """The checkpoints in the order in which a resume tries them; the others are looked for if the newest is refused."""
+    newest = run.latest()
+    if newest is not None:
+        yield newest
+        yield from (c for c in sorted(run.checkpoints(), key=_order, reverse=True) if c.seq != newest.seq)
 
 
 def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:

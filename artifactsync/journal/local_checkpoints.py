@@ -28,7 +28,7 @@ from artifactsync.naming.layout import HOUSE_FOLDER, check_relative, safe_local_
 from artifactsync.transfer.hashing import hash_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from artifactsync.journal.catalogue import Catalogue
@@ -96,19 +96,37 @@ def write_local_record(local_dir: Path, checkpoint: Checkpoint, *, claim_id: str
             temporary.unlink(missing_ok=True)
 
 
-def resumable_locals(local_dir: Path, catalogue: Catalogue, *, run_name: str) -> list[LocalCheckpoint]:
-    """The local checkpoints that are newer than every commit, of the same lineage, newest first; not verified."""
-    latest = catalogue.latest()
-    newest_commit = (latest.attempt, latest.step) if latest else (0, -1)
+def resumable_locals(
+    local_dir: Path,
+    *,
+    latest: Callable[[], Checkpoint | None],
+    catalogue: Callable[[], Catalogue],
+    run_name: str,
+) -> list[LocalCheckpoint]:
+    """The local checkpoints that are newer than every commit, of the same lineage, newest first; not verified.
+
+    Args:
+        local_dir: The run's local folder.
+        latest: Says which committed checkpoint a resume takes; asked if there is a local one at all.
+        catalogue: Reads the journal; asked if there is a local one that is newer.
+        run_name: The run.
+    """
     found = [local for file in _records(local_dir) if (local := _read(file, run_name=run_name)) is not None]
-    newer = [
+    if not found:
+        return []
+    commit = latest()
+    newest_commit = (commit.attempt, commit.step) if commit else (0, -1)
+    newer = [local for local in found if (local.checkpoint.attempt, local.checkpoint.step) > newest_commit]
+    if not newer:
+        return []
+    journal = catalogue()
+    ours = [
         local
-        for local in found
-        if catalogue.claims.get(local.checkpoint.attempt) == local.claim_id
-        and local.checkpoint.attempt >= catalogue.last_committed_attempt
-        and (local.checkpoint.attempt, local.checkpoint.step) > newest_commit
+        for local in newer
+        if journal.claims.get(local.checkpoint.attempt) == local.claim_id
+        and local.checkpoint.attempt >= journal.last_committed_attempt
     ]
-    return sorted(newer, key=lambda local: (local.checkpoint.attempt, local.checkpoint.step), reverse=True)
+    return sorted(ours, key=lambda local: (local.checkpoint.attempt, local.checkpoint.step), reverse=True)
 
 
 def _read(file: Path, *, run_name: str) -> LocalCheckpoint | None:

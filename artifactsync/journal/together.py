@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import RunFencedError, WaitTimeoutError
-from artifactsync.journal.catalogue import Catalogue, CheckpointFile
 from artifactsync.journal.log import JournalLog, fenced, is_removal
 from artifactsync.journal.parts import (
     Gathering,
@@ -27,13 +26,14 @@ from artifactsync.journal.parts import (
     merged,
     tell_outcome,
 )
-from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint
 from artifactsync.journal.writer import WriterIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from artifactsync.journal.attempt import Attempt
+    from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile
+    from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint
     from artifactsync.journal.record import Record
     from artifactsync.stores.protocol import Store
 
@@ -79,6 +79,20 @@ class Membership:
         if self._catalogue is None:
             self._catalogue = self._log.read_catalogue()
         return self._catalogue
+
+    def read_catalogue(self, log: JournalLog) -> Catalogue:  # noqa: ARG002 - as of an Attempt
+        """The same."""
+        return self.catalogue
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint that a resume takes."""
+        return self.catalogue.latest()
+
+    @property
+    def durable_step(self) -> int | None:
+        """Step of that checkpoint."""
+        latest = self.latest()
+        return latest.step if latest else None
 
     def use(self, log: JournalLog) -> None:
         """Read through another view of the same journal from now on."""

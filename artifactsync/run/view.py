@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from artifactsync.errors import (
     RunNotFoundError,
 )
-from artifactsync.journal.catalogue import Catalogue, Checkpoint
 from artifactsync.journal.contents import Artifact, Contents, read_contents
 from artifactsync.journal.copying import CopyReport, copy_run
 from artifactsync.journal.history import History
 from artifactsync.journal.log import JournalLog, read_catalogue
+from artifactsync.journal.newest import latest_of
 from artifactsync.journal.pins import keeping_pin
 from artifactsync.journal.removal import RemovalReport, plan_removal, remove_run
 from artifactsync.journal.restore import PullReport, Selection, pull_run
@@ -37,6 +37,7 @@ from artifactsync.transfer.pull import PullItem, pull_files
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from artifactsync.journal.catalogue import Catalogue, Checkpoint
     from artifactsync.stores.filesystem import StoreFileSystem
 
 
@@ -70,7 +71,8 @@ class RunView:
     @property
     def attempt(self) -> int:
         """Number of the newest attempt; 0 if nobody ever claimed the run."""
-        return self.catalogue().attempt
+        head = self._log.find_head()
+        return head.record.attempt if head else 0
 
     @property
     def fs(self) -> StoreFileSystem:
@@ -113,12 +115,7 @@ class RunView:
 
     def latest(self) -> Checkpoint | None:
         """The checkpoint that a resume takes; None if nothing is committed. Four requests however long the run."""
-        head = self._log.find_head()
-        seq = head.record.totals.get("latest") if head else None
-        slot = self._log.read(seq) if isinstance(seq, int) else None
-        if slot is None:
-            return self.catalogue().latest() if seq else None
-        return Checkpoint.from_record(slot.record, run_name=self.name, url=self.remote)
+        return latest_of(self._log, self._log.find_head())
 
     def best(self, metric: str, mode: Literal["min", "max"] = "min") -> Checkpoint | None:
         """The checkpoint with the smallest (``mode="max"``: greatest) ``metric``; None if none has it."""
@@ -269,7 +266,8 @@ class RunView:
             if wanted is None or f.path in wanted
         ]
         with folder_lock(self.local_dir / HOUSE_FOLDER), keeping_pin(self._store, self._layout) as keeper:
-            keeper.pin(checkpoint.seq)
+            if not self._is_safe_unpinned(checkpoint):
+                keeper.pin(checkpoint.seq)
             pull_files(self._store, items, self.local_dir)
         return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
 
@@ -283,6 +281,10 @@ class RunView:
             sha256: Their hash.
         """
         return fetch_log(self._store, self._layout, path, local, size_bytes=size_bytes, sha256=sha256)
+
+    def _is_safe_unpinned(self, checkpoint: Checkpoint) -> bool:  # noqa: ARG002 - the writer's own looks at it
+        """Whether no prune can delete a file of it while it is being read."""
+        return False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} at {self.remote}>"

@@ -83,6 +83,9 @@ class Run(RunView):
             room of their own, and go first.
         retention: Checkpoints that this policy does not keep are removed from the remote after each commit, behind
             the training loop; None keeps all.
+        backpressure: What a save does while the snapshot before it is still being written to this disk: ``wait`` for
+            it; ``skip`` this one, whose pending checkpoint then says so; or ``newest``, give the one before up, though
+            never two running. Several ranks that save together always wait.
         ranks: Where several processes train together (torchrun, Slurm, Open MPI), ``all`` of them open the run, save
             and resume together, each what is its own, and rank 0 commits; or ``one`` process saves alone.
         part_timeout_s: Seconds that a rank's part of a checkpoint may take before the checkpoint is given up.
@@ -111,6 +114,7 @@ class Run(RunView):
         patience: Patience | None = None,
         max_pending_files: int = 10_000,
         retention: RetentionPolicy | None = None,
+        backpressure: Literal["wait", "skip", "newest"] = "wait",
         ranks: Literal["all", "one"] = "all",
         part_timeout_s: float = 1800.0,
     ) -> None:
@@ -128,6 +132,7 @@ class Run(RunView):
         self._max_concurrency = max_concurrency
         self._patience = patience
         self._max_pending_files = max_pending_files
+        self.backpressure = backpressure
         self._retention = retention
         self._lazy_queue: UploadQueue | None = None
         self._attempt: Attempt | Membership | None = None
@@ -215,7 +220,11 @@ class Run(RunView):
     @property
     def attempt(self) -> int:
         """Number of this process's attempt; of the newest one when read-only; 0 if nobody ever claimed the run."""
-        return self._attempt.number if self._attempt else self.catalogue().attempt
+        return self._attempt.number if self._attempt else super().attempt
+
+    def latest(self) -> Checkpoint | None:
+        """The checkpoint that a resume takes; None if nothing is committed. Known to the run's writer."""
+        return self._attempt.latest() if self._attempt else super().latest()
 
     def status(self) -> RunStatus:
         """How durable the run is now: of this process if it is the writer, else from journal and heartbeat.
@@ -226,14 +235,13 @@ class Run(RunView):
         if self._attempt is None:
             return super().status()
         uploads = self._queue.status()
-        latest = self._attempt.catalogue.latest()
         failures = self._publisher.failures()
         return RunStatus(
             run_name=self.name,
             attempt=self._attempt.number,
             state="running",
             alive=True,
-            durable_step=latest.step if latest else None,
+            durable_step=self._attempt.durable_step,
             local_step=self._local_step,
             pending_files=uploads.pending_files,
             pending_bytes=uploads.pending_bytes,
@@ -277,7 +285,15 @@ class Run(RunView):
         """
         began = time.monotonic()
         pending: PendingCheckpoint = state_io().save_state(
-            self, state, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics, per_rank=per_rank, overlap=overlap
+            self,
+            state,
+            step=step,
+            name=name,
+            epoch=epoch,
+            batch=batch,
+            metrics=metrics,
+            per_rank=per_rank,
+            overlap=overlap,
         )
         pending.timing.stalled(time.monotonic() - began)
         return pending
@@ -440,7 +456,11 @@ class Run(RunView):
         """Checkpoints on this disk that are newer than every commit, of this very run; newest first, not verified."""
         if self._attempt is None or self.launch is not None:
             return []
-        return resumable_locals(self.local_dir, self.catalogue(), run_name=self.name)
+        return resumable_locals(self.local_dir, latest=self.latest, catalogue=self.catalogue, run_name=self.name)
+
+    def _is_safe_unpinned(self, checkpoint: Checkpoint) -> bool:
+        """Of the run that this process owns, no prune takes the newest: a newer commit alone frees it, one of ours."""
+        return self._attempt is not None and checkpoint == self._attempt.latest()
 
     def push(
         self, path: str | os.PathLike[str], remote_file_name: str | None = None, *, growing: bool = False
@@ -469,7 +489,7 @@ class Run(RunView):
         else:
             raise ObjectNotFoundError(f"there is nothing at {source}", hint="check the path", url=str(source))
         keys = {self._layout.artifact(name): file for name, file in files.items()}
-        committed = self._attempt.catalogue.keys if self._attempt else self.catalogue().keys
+        committed = self._attempt.read_catalogue(self._log).keys if self._attempt else self.catalogue().keys
         for key in keys:
             if key in committed or (self._attempt and self._publisher.uses(key)):
                 what = "holds bytes of a committed checkpoint" if key in committed else "belongs to a checkpoint"

@@ -3,7 +3,8 @@
 Owns: durable, atomic files below one root. Does not own: what a safe artifact path is (``naming.layout``).
 
 Invariants: a file appears at its key whole and fsynced, or not at all; no symbolic link below the root is ever
-followed; the root is made by the first put, not by opening. Why not a ready-made local store: the known ones do
+followed; the root is made by the first put, not by opening, and never again: where a root that was there is gone, or is
+another folder (a mount that was lost), every request fails until it is back, and nothing lands on another disk. Why not a ready-made local store: the known ones do
 not fsync, and fold or encode some keys.
 
 Limits: POSIX only. An object cannot have another below it (``a`` and ``a/b``), as in any file system.
@@ -21,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifactsync.errors import TransientStoreError
 from artifactsync.stores.keys import split_key, why_refused
 from artifactsync.stores.local_errors import link_error, system_errors
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
@@ -50,6 +52,9 @@ class LocalStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(os.path.abspath(os.path.expanduser(root)))  # noqa: PTH100,PTH111 Path.resolve would follow links
+        self._root_inode: int | None = None
+        with contextlib.suppress(OSError):
+            self._root_inode = self.root.stat().st_ino
 
     @property
     def url(self) -> str:
@@ -175,8 +180,14 @@ class LocalStore:
         """Open a folder below the root, following no link; with ``create``, make what is missing, durably."""
         if create:
             self._make_root()
-        fd = os.open(self.root, _FOLDER)
         try:
+            fd = os.open(self.root, _FOLDER)
+        except FileNotFoundError as error:
+            if self._root_inode is not None:
+                raise self._root_is_gone() from error
+            raise
+        try:
+            self._recognise_root(fd)
             for part in parts:
                 try:
                     below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
@@ -193,8 +204,31 @@ class LocalStore:
         finally:
             os.close(fd)
 
+    def _recognise_root(self, fd: int) -> None:
+        """Do nothing if the root is the folder that it was before.
+
+        By inode alone: a network file system that is mounted again may have another device number.
+
+        Raises:
+            TransientStoreError: it is another one.
+        """
+        inode = os.fstat(fd).st_ino
+        if self._root_inode is None:
+            self._root_inode = inode
+        elif inode != self._root_inode:
+            raise self._root_is_gone()
+
+    def _root_is_gone(self) -> TransientStoreError:
+        return TransientStoreError(
+            f"the folder {self.root} is not the one that was there before",
+            hint="mount it again; or, if it was moved or made anew on purpose, start the process anew",
+            url=self.url,
+        )
+
     def _make_root(self) -> None:
         """Make the root and its missing parents, each fsynced into its own parent."""
+        if self._root_inode is not None:
+            return
         missing = []
         folder = self.root
         while not folder.exists() and not folder.is_symlink():

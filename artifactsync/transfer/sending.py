@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 _RANGE_BYTES = 8 * 1024 * 1024  # read back at a time
 
-_LOOK_FIRST_BYTES = 8 * 1024 * 1024
-"""A longer create-only upload begins by asking whether the key is free: sending it all to hear "no" costs more."""
-
 
 def send_file(store: Store, key: str, body: FileBody | GrowingBody, *, overwrite: bool) -> UploadedFile:
     """Send a body once.
@@ -60,12 +57,11 @@ def send_file(store: Store, key: str, body: FileBody | GrowingBody, *, overwrite
 
 
 def _create(store: Store, key: str, body: FileBody | GrowingBody) -> ObjectInfo:
-    if body.size_bytes > _LOOK_FIRST_BYTES:
+    try:
+        return store.put_if_absent(key, body)  # whether it pays to ask first is the store's to know
+    except UnfencedStoreError:  # too large to be created in one request: having looked is the best there is
         with contextlib.suppress(ObjectNotFoundError):
             return _checked(store, key, body, store.head(key))
-    try:
-        return store.put_if_absent(key, body)
-    except UnfencedStoreError:  # too large to be created in one request: having looked is the best there is
         return store.put(key, body)
     except (AlreadyExistsError, UnknownOutcomeError) as error:
         try:

@@ -244,6 +244,8 @@ def test_a_fenced_writer_retires_nothing(run: Run, store: Store) -> None:
         run.prune(ONE)
     assert len(run.checkpoints()) == 3
     assert len(data_keys(store)) == 4
+    with pytest.raises(RunFencedError):
+        run.close()
 
 
 def test_retention_behind_the_training_loop(store: Store, tmp_path: Path) -> None:

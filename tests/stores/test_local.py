@@ -16,6 +16,7 @@ from artifactsync.errors import (
     ObjectNotFoundError,
     PermissionDeniedError,
     StoreError,
+    TransientStoreError,
     UnsafeKeyError,
 )
 from artifactsync.stores import probe
@@ -283,3 +284,31 @@ def test_names_that_are_not_utf8_come_through(store, root):
     (root / os.fsdecode(b"\xff\xfe")).write_bytes(b"22")
     odd = next(info for info in store.list() if info.key != "a")
     assert store.get(odd.key) == b"22"
+
+
+def test_a_root_that_vanished_is_not_made_anew(store, root):
+    store.put("run/a", b"1")
+    mounted = root.rename(root.with_name("unmounted"))
+    uses = [
+        lambda: store.put("run/b", b"2"),
+        lambda: store.put_if_absent("run/b", b"2"),
+        lambda: store.get("run/a"),
+        lambda: store.head("run/a"),
+        lambda: list(store.list()),
+        store.list_folders,
+        lambda: store.delete(["run/a"]),
+    ]
+    for use in uses:
+        with pytest.raises(TransientStoreError, match="is not the one that was there"):
+            use()
+    assert not root.exists()
+    root.mkdir()  # the mount point below, on another disk
+    for use in uses:
+        with pytest.raises(TransientStoreError, match="is not the one that was there"):
+            use()
+    assert files_below(root) == []
+    root.rmdir()
+    mounted.rename(root)
+    assert store.get("run/a") == b"1"
+    store.put("run/b", b"2")
+    assert [info.key for info in store.list()] == ["run/a", "run/b"]

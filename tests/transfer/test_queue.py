@@ -352,6 +352,14 @@ def test_of_many_create_only_writers_one_wins(store, make_file):
         queue.close(DEADLINE_S)
 
 
+def test_a_large_create_only_upload_asks_nothing_that_the_store_asks_itself(store, make_file):
+    calls = []
+    watched = FaultyStore(store, on_call=lambda call: calls.append(call.operation))
+    with UploadQueue(watched) as queue:
+        queue.submit("k", make_file("k", 9_000_000), overwrite=False).result(DEADLINE_S)
+    assert calls == ["put_if_absent"]
+
+
 def test_too_large_to_create_in_one_request_is_looked_up_first(store, make_file):
     class Small(FaultyStore):
         def put_if_absent(self, key, body):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import DamagedError, MissingBytesError, WaitTimeoutError
 from artifactsync.journal.catalogue import CheckpointFile
-from artifactsync.journal.publication import Label
+from artifactsync.journal.pending import Label, SupersededError
 from artifactsync.naming import safe_local_path, validate_run_name
 from artifactsync.naming.layout import HOUSE_FOLDER
 from artifactsync.run import Checkpoint, PendingCheckpoint
@@ -159,7 +159,8 @@ class LocalRun:
             )
             checkpoint = self._append(line)
         except BaseException as error:  # noqa: BLE001  (told by wait and by the pending checkpoint)
-            self._failures.append(error)
+            if not isinstance(error, SupersededError):
+                self._failures.append(error)
             future.set_exception(error)
         else:
             future.set_result(checkpoint)

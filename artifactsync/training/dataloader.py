@@ -104,6 +104,20 @@ class ResumableLoader:
         else:
             self._resume = dict(state)
 
+    def load_position(self, state: dict[str, Any] | None, samples_in_epoch: int, *, world_size: int) -> None:
+        """Continue where another number of ranks stopped, in units of whole batches; some samples may come again.
+
+        Args:
+            state: What rank 0's loader gave.
+            samples_in_epoch: Samples of the running epoch that all ranks together have used.
+            world_size: How many ranks share the data now.
+        """
+        if state is None or state["used"] is None:
+            return
+        a_batch = getattr(self.loader, "batch_size", None)
+        used = samples_in_epoch // (a_batch * world_size) if a_batch else state["used"]
+        self._resume = {"used": used, "rng": get_rng_state(), "generators": self._generator_states()}
+
     def _positioned(self, used: int) -> Iterator[Any]:
         if self._positions is None:
             iterator = iter(self._iterable)

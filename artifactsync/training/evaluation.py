@@ -12,6 +12,7 @@ import torch
 from artifactsync.checkpoint.rng import preserved_rng
 from artifactsync.training.batch import count_samples, to_device
 from artifactsync.training.event import Event
+from artifactsync.training.metrics import GatheringMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +30,8 @@ def evaluate(
     *,
     precision: Precision,
     callbacks: CallbackTable,
-    metrics: Mapping[str, Callable[[Any, Any], Any]],
+    metrics: Mapping[str, Any],
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums,
 ) -> dict[str, float]:
     """Run the model over a dataloader.
 
@@ -39,11 +41,15 @@ def evaluate(
         dataloader: The data.
         precision: What is computed in fewer bits.
         callbacks: Who is told.
-        metrics: Functions of (outputs, batch) that give the mean of a number over a batch.
+        metrics: Functions of (outputs, batch) that give the mean of a number over a batch; torchmetrics' own; and the
+            model's, if it has ``get_metrics``.
+        total: Adds up what each of several ranks has summed.
 
     Returns:
         ``loss/eval/total`` and ``metrics/eval/<name>``, each the mean over all samples.
     """
+    gathering = GatheringMetrics(metrics, state.model, state.device)
+    metrics = gathering.functions
     names = ["loss/eval/total", *(f"metrics/eval/{name}" for name in metrics)]
     was_training = state.model.training
     kept = state.batch, state.outputs, state.loss
@@ -59,9 +65,12 @@ def evaluate(
                 state.loss = model.loss(state.outputs, state.batch)
             values = [state.loss, *(function(state.outputs, state.batch) for function in metrics.values())]
             sums += samples * torch.stack([torch.as_tensor(v).detach().to(sums).reshape(()) for v in values])
+            gathering.update(state.outputs, state.batch)
             seen += samples
             callbacks.run(Event.EVAL_BATCH_END)
-    state.eval_metrics = dict(zip(names, (sums / max(seen, 1)).tolist(), strict=True))
+    *values, seen = total(torch.cat([sums, sums.new_tensor([seen])])).tolist()
+    state.eval_metrics = {name: value / max(seen, 1) for name, value in zip(names, values, strict=True)}
+    state.eval_metrics |= gathering.results()
     state.batch, state.outputs, state.loss = kept
     state.model.train(was_training)
     callbacks.run(Event.EVAL_END)

@@ -38,16 +38,21 @@ class TrainableModel:
                 hint="pass loss_fn=torch.nn.CrossEntropyLoss() or the like, or give the model a loss method",
             )
         self.module = module
+        self.called: torch.nn.Module = module
+        """What a training step calls: the module, or what shares its gradients with other ranks."""
         self._loss_fn = loss_fn
 
     def forward(self, batch: Any) -> Any:
         """Outputs for a batch."""
-        return self.module(batch) if self._loss_fn is None else self.module(_pair(batch)[0])
+        return self._call(self.called, batch)
+
+    def _call(self, module: torch.nn.Module, batch: Any) -> Any:
+        return module(batch) if self._loss_fn is None else module(_pair(batch)[0])
 
     def eval_forward(self, batch: Any) -> Any:
         """Outputs for a batch of an evaluation."""
         own = getattr(self.module, "eval_forward", None)
-        return own(batch) if callable(own) else self.forward(batch)
+        return own(batch) if callable(own) else self._call(self.module, batch)
 
     def loss(self, outputs: Any, batch: Any) -> torch.Tensor:
         """The mean loss of a batch: a tensor of one element."""

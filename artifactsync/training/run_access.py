@@ -75,16 +75,16 @@ def open_run(
         ConfigurationError: the run has checkpoints, and nothing was said of continuing it; several processes.
         ArtifactSyncError: the remote cannot be used (see ``Run``).
     """
-    if placement().world_size > 1:
-        raise ConfigurationError(
-            f"this is one of {placement().world_size} processes, and the Trainer trains in one process only",
-            hint="start it without torchrun; in a loop of your own, let rank 0 hold the Run",
-        )
     if remote is None:
         for uploader in uploaders:
             remote, storage_options = uploader.remote, storage_options or uploader._storage_options  # noqa: SLF001  (the same remote, opened the same way)
             break
     remote = remote or os.environ.get("ARTIFACTSYNC_REMOTE")
+    if remote is None and placement().world_size > 1:
+        raise ConfigurationError(
+            f"this is one of {placement().world_size} processes, which save together on a remote, and there is none",
+            hint="pass remote=; a folder that all of them see will do",
+        )
     if remote is None:
         local = LocalRun(name, local_root=local_root)
         _refuse_to_repeat(local, may_continue=may_continue)

@@ -110,6 +110,11 @@ class State:
             elapsed += self.timestamp.batch_in_epoch / batches / self.max_duration.value
         return elapsed
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is spread over ranks (FSDP2)."""
+        return any(hasattr(parameter, "placements") for parameter in self.model.parameters())
+
     def extend(self, duration: Time) -> None:
         """Train for so much more time from here."""
         done = self.timestamp.get(duration.unit)
@@ -122,8 +127,11 @@ class State:
             "run_name": self.run_name,
             "timestamp": self.timestamp.state_dict(),
             "seed": self.seed,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            # Sharded ones are asked by whoever saves: what their shards are is not for one rank to say.
+            "model": self.model if self.is_sharded else self.model.state_dict(),
+            "optimizers": list(self.optimizers)
+            if self.is_sharded
+            else [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "rng": get_rng_state(),
@@ -149,20 +157,22 @@ class State:
                 f"the checkpoint has state format {saved['format']}, newer than {FORMAT}",
                 hint="upgrade artifactsync",
             )
-        restore(self.model, saved["model"], strict=strict, path="model")
-        restore(self.optimizers, saved["optimizers"], strict=strict, path="optimizers")
+        if "model" in saved:  # else its shards are loaded already
+            restore(self.model, saved["model"], strict=strict, path="model")
+        if "optimizers" in saved:
+            restore(self.optimizers, saved["optimizers"], strict=strict, path="optimizers")
         restore(self.schedulers, saved["schedulers"], strict=strict, path="schedulers")
         if self.scaler is not None and saved["scaler"] is not None:
             restore(self.scaler, saved["scaler"], path="scaler")
         self.timestamp = Timestamp.from_state_dict(saved["timestamp"])
         self.seed = saved["seed"]
         self.eval_metrics = dict(saved["eval_metrics"])
-        if self.train_dataloader is not None and saved["train_dataloader"] is not None:
+        if self.train_dataloader is not None and saved.get("train_dataloader") is not None:
             self.train_dataloader.load_state_dict(saved["train_dataloader"])
         for name, callback in named(self.callbacks):
             if name in saved["callbacks"]:
                 callback.load_state_dict(saved["callbacks"][name])
-        self.logger.load_state_dict(saved["loggers"])
+        self.logger.load_state_dict(saved.get("loggers", {}))
 
     def load_model(self, saved: dict[str, Any], *, strict: bool = True) -> None:
         """Take the model alone from ``saved``.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from artifactsync.training.callback import CallbackTable
     from artifactsync.training.model import TrainableModel
     from artifactsync.training.precision import Precision
+    from artifactsync.training.ranks import Ranks
     from artifactsync.training.state import State
 
 
@@ -32,6 +33,7 @@ class TrainStep:
         callbacks: Who is told.
         microbatch_size: Samples that go through the model at a time; gradients are accumulated. None is all at once.
         clip_norm: Largest norm of all gradients together; None clips nothing.
+        ranks: Who shares the gradients.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class TrainStep:
         *,
         microbatch_size: int | None,
         clip_norm: float | None,
+        ranks: Ranks,
     ) -> None:
+        self._ranks = ranks
         self._state, self._model, self._precision, self._callbacks = state, model, precision, callbacks
         self._microbatch_size, self._clip_norm = microbatch_size, clip_norm
 
@@ -53,11 +57,15 @@ class TrainStep:
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
         whole, total = state.batch, None
-        for part, part_samples in split(whole, samples, self._microbatch_size):
+        parts = split(whole, samples, self._microbatch_size)
+        for number, (part, part_samples) in enumerate(parts, start=1):
             state.batch = part
-            loss = self._backward(part_samples / samples)
+            with self._ranks.without_sync(is_last=number == len(parts)):
+                loss = self._backward(part_samples / samples)
             total = loss if total is None else total + loss
         state.batch, state.loss = whole, total
+        if self._ranks.are_many and total is not None:
+            state.loss = self._ranks.mean(total)
         if self._clip_norm is not None:
             for optimizer in state.optimizers if scaler is not None else ():
                 scaler.unscale_(optimizer)

@@ -17,7 +17,7 @@ import torch
 
 from artifactsync.batch import grace_s, placement
 from artifactsync.checkpoint.rng import seed_all
-from artifactsync.checkpoint.state_io import resume_state
+from artifactsync.checkpoint.state_io import Resumed, resume_state
 from artifactsync.errors import ConfigurationError
 from artifactsync.loggers.logger import Logger, LoggerDestination
 from artifactsync.loggers.metrics_file import MetricsFile
@@ -28,8 +28,10 @@ from artifactsync.training.callbacks import CheckpointSaver, ProgressBar
 from artifactsync.training.dataloader import ResumableLoader
 from artifactsync.training.evaluation import evaluate
 from artifactsync.training.event import Event
+from artifactsync.training.load_selection import without_ignored
 from artifactsync.training.model import TrainableModel
 from artifactsync.training.precision import Precision
+from artifactsync.training.ranks import Ranks
 from artifactsync.training.run_access import agreed_run_name, open_run, read_checkpoint
 from artifactsync.training.schedule import schedule_of
 from artifactsync.training.state import State
@@ -66,12 +68,13 @@ class Trainer:
         local_root: Local folder of all runs, ``runs`` unless set.
         storage_options: What fsspec's file system for the remote takes.
         loss_fn: ``loss_fn(outputs, targets)``, for batches ``(inputs, targets)``.
-        eval_metrics: Functions of ``(outputs, batch)`` that give the mean of a number over a batch.
+        eval_metrics: Functions of ``(outputs, batch)`` that give the mean of a number over a batch, or torchmetrics'.
         eval_interval: How often to evaluate: a time, or ``function(state, event) -> bool``.
         save_folder: Template of the folder of checkpoints; None saves none.
         save_filename: Template of a checkpoint's file.
         save_interval: How often to save: a time, or ``function(state, event) -> bool``.
         save_num_checkpoints_to_keep: Local files kept; -1 keeps all.
+        save_overlap: Copy parameters and optimizer states during the next forward and backward (``CheckpointSaver``).
         save_retention: Which checkpoints are kept on the remote, applied behind the training loop after each commit;
             None keeps all.
         save_overwrite: Start a run anew that has checkpoints (theirs stay: a later attempt's win).
@@ -79,6 +82,8 @@ class Trainer:
         load_path: Start from this checkpoint file, local or remote, if there is nothing to resume.
         load_weights_only: Take only the model from ``load_path``.
         load_strict: Whether the model's keys must be those of the checkpoint.
+        load_ignore_keys: What of ``load_path`` is left alone: patterns such as ``model/head.*`` or ``optimizers``, or a
+            function that changes the loaded dict.
         loggers: Where metrics go; ``RemoteUploaderDownloader`` may be among them.
         callbacks: Your code at the moments of training. A ``CheckpointSaver`` among them takes the place of ours.
         seed: Seeds Python, NumPy and torch; None draws one.
@@ -112,18 +117,20 @@ class Trainer:
         local_root: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         loss_fn: Callable[[Any, Any], torch.Tensor] | None = None,
-        eval_metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        eval_metrics: Mapping[str, Any] | None = None,
         eval_interval: Any = "1ep",
         save_folder: str | None = "{run_name}/checkpoints",
         save_filename: str = "ep{epoch}-ba{batch}-rank{rank}.pt",
         save_interval: Any = "1ep",
         save_num_checkpoints_to_keep: int = -1,
+        save_overlap: bool = False,
         save_retention: RetentionPolicy | None = None,
         save_overwrite: bool = False,
         autoresume: bool = False,
         load_path: str | os.PathLike[str] | None = None,
         load_weights_only: bool = False,
         load_strict: bool = True,
+        load_ignore_keys: Sequence[str] | Callable[[dict[str, Any]], object] | None = None,
         loggers: Any = (),
         callbacks: Callback | Sequence[Callback] = (),
         seed: int | None = None,
@@ -139,6 +146,7 @@ class Trainer:
         run_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._is_closed = False
+        self._ignored = load_ignore_keys
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
         self._steps_schedulers_every_batch = step_schedulers_every_batch
@@ -146,6 +154,7 @@ class Trainer:
         self._storage_options = storage_options
         trainable = TrainableModel(model, loss_fn)
         where = torch.device(device) if device is not None else _best_device()
+        self._ranks = Ranks(where)
         self._precision = Precision(precision, where)
         if device_train_microbatch_size is not None and device_train_microbatch_size < 1:
             raise ConfigurationError(
@@ -162,6 +171,7 @@ class Trainer:
             destinations.append(MetricsFile())
         self._model = trainable
         model.to(where)
+        trainable.called = self._ranks.wrap(model)
         own = [*([profiler] if profiler is not None else []), *_listed(callbacks)]
         if save_folder is not None and not any(isinstance(callback, CheckpointSaver) for callback in own):
             own.append(
@@ -170,12 +180,16 @@ class Trainer:
                     save_filename,
                     save_interval=save_interval,
                     num_checkpoints_to_keep=save_num_checkpoints_to_keep,
+                    overlap=save_overlap,
                 )
             )
-        if progress_bar:
+        if progress_bar and self._ranks.is_first:
             own.append(ProgressBar())
         duration = None if max_duration is None else Time.of(max_duration)
         given_optimizers = _listed(optimizers) if optimizers is not None else [_default_optimizer(model)]
+        drawn = seed if seed is not None else int(torch.empty((), dtype=torch.int64).random_(2**31).item())
+        seed = self._ranks.agreed(drawn)
+        train_dataloader = self._ranks.share(train_dataloader, seed)
         loader = None if train_dataloader is None else ResumableLoader(train_dataloader)
         name = agreed_run_name(run_name, self._uploaders)
         self.run = open_run(
@@ -199,7 +213,7 @@ class Trainer:
             max_duration=duration,
             train_dataloader=loader,
             run=self.run,
-            seed=seed if seed is not None else int(torch.empty((), dtype=torch.int64).random_(2**31).item()),
+            seed=seed,
             scaler=self._precision.scaler,
             callbacks=own,
             logger=self.logger,
@@ -214,6 +228,7 @@ class Trainer:
             self._callbacks,
             microbatch_size=device_train_microbatch_size,
             clip_norm=clip_grad_norm,
+            ranks=self._ranks,
         )
         self._batches: Iterator[Any] | None = None  # of the running epoch
         self._loaded: dict[str, Any] | None = None  # whose random state is still to be set
@@ -230,18 +245,18 @@ class Trainer:
     ) -> None:
         """Seed, load what is to be loaded, and open the logs."""
         state = self.state
-        seed_all(state.seed or 0)
+        seed_all((state.seed or 0) + self._ranks.place.rank)
         self.logger.open(context_of_run(self.run))
         self._callbacks.run(Event.INIT)
         resumed_at = None
-        resumed = resume_state(self.run, map_location="cpu") if autoresume else None
+        resumed = self._resumed(strict=strict) if autoresume else None
         if resumed is not None:
-            state.load_state_dict(resumed.state, strict=strict)
-            self._loaded, resumed_at = resumed.state, state.timestamp.batch
+            resumed_at = state.timestamp.batch
         elif load_path is not None:
             saved = read_checkpoint(
                 str(load_path), run_name=state.run_name, storage_options=self._storage_options, map_location="cpu"
             )
+            saved = without_ignored(saved, self._ignored, state)
             if weights_only:
                 state.load_model(saved, strict=strict)
             else:
@@ -253,6 +268,35 @@ class Trainer:
             settings = {"seed": state.seed, "max_duration": str(state.max_duration), "precision": self._precision.name}
             self.logger.log_hyperparameters(settings)
         self._callbacks.run(Event.AFTER_LOAD)
+
+    def _resumed(self, *, strict: bool) -> Resumed | None:
+        """Continue the run, if it has a checkpoint."""
+        state, ranks = self.state, self._ranks
+        resumed = resume_state(
+            self.run,
+            map_location="cpu",
+            strict=strict,
+            live={"model": state.model, "optimizers": state.optimizers},
+            per_rank=("rng",) if ranks.is_first else ("rng", "loggers"),
+        )
+        if resumed is None:
+            return None
+        saved = resumed.state
+        if "rng" in saved:
+            state.load_state_dict(saved, strict=strict)
+            self._loaded = saved
+        else:  # another number of ranks saved it
+            state.load_state_dict({**saved, "train_dataloader": None}, strict=strict)
+            from artifactsync.checkpoint.together import reseed  # noqa: PLC0415  (torch.distributed takes long)
+
+            reseed(state.run_name, state.timestamp.batch, ranks.place.rank, ranks.place.world_size)
+            if state.train_dataloader is not None:
+                state.train_dataloader.load_position(
+                    saved["train_dataloader"], state.timestamp.sample_in_epoch, world_size=ranks.place.world_size
+                )
+        if ranks.sampler is not None:
+            ranks.sampler.seed = state.seed or 0
+        return resumed
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -309,9 +353,11 @@ class Trainer:
                 )
             state.batch = to_device(state.batch, state.device)
             run_event(Event.BATCH_START)
+            count = self._ranks.counting(samples, tokens)
             self._step.run(samples)
             now = time.perf_counter()
-            state.timestamp = state.timestamp.to_next_batch(samples=samples, tokens=tokens, duration_s=now - before)
+            samples, tokens, duration_s = count(now - before)
+            state.timestamp = state.timestamp.to_next_batch(samples=samples, tokens=tokens, duration_s=duration_s)
             before = now
             self._end_batch()
             if state.is_done and not state.is_epoch_over:
@@ -370,6 +416,7 @@ class Trainer:
         data = self._eval_dataloader if eval_dataloader is None else eval_dataloader
         if data is None:
             raise ConfigurationError("there is no eval_dataloader", hint="pass one here or to the Trainer")
+        data = self._ranks.share_evaluation(data, is_sharded=self.state.is_sharded)
         results = evaluate(
             self.state,
             self._model,
@@ -377,6 +424,7 @@ class Trainer:
             precision=self._precision,
             callbacks=self._callbacks,
             metrics=self._eval_metrics,
+            total=self._ranks.total,
         )
         self.logger.log_metrics(results, self.state.timestamp.batch)
         return results
@@ -404,6 +452,7 @@ class Trainer:
                 self.logger.close()
             finally:
                 self._close_remotes("completed", self._upload_timeout_s)
+                self._ranks.close()
 
     def _close_remotes(self, how: FinishState, timeout_s: float | None) -> None:
         try:
@@ -440,6 +489,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _best_device() -> torch.device:
     if torch.cuda.is_available():
+        if placement().world_size > 1:
+            torch.cuda.set_device(placement().local_rank % torch.cuda.device_count())
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

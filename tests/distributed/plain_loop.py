@@ -55,7 +55,7 @@ def whole(net, optimizer):
     return digest(get_model_state_dict(net)), digest(get_optimizer_state_dict(net, optimizer)["state"])
 
 
-def arguments():
+def arguments(argv=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--remote", required=True)
     parser.add_argument("--local-root", required=True)
@@ -68,7 +68,7 @@ def arguments():
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--down-rank", type=int)
     parser.add_argument("--part-timeout", type=float, default=60.0)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def arm(args, step, rank):
@@ -89,11 +89,11 @@ def arm(args, step, rank):
         gathering.gather = die
 
 
-def main():
+def main(argv=None):
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
-    args = arguments()
+    args = arguments(argv)
     torch.set_num_threads(1)
     many = int(os.environ.get("WORLD_SIZE", "1")) > 1
     rank = int(os.environ.get("RANK", "0"))

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.batch import placement
 from artifactsync.checkpoint.state_io import save_state
 from artifactsync.errors import ArtifactSyncError, ConfigurationError
+from artifactsync.journal.pending import SupersededError
 from artifactsync.loggers.logger import check_path_template
 from artifactsync.naming import render_path
 from artifactsync.training.callback import Callback
 from artifactsync.training.event import Event
+from artifactsync.training.ranks import PER_RANK
 from artifactsync.training.schedule import schedule_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ class CheckpointSaver(Callback):
         num_checkpoints_to_keep: Local files kept of those that are committed; -1 keeps all. The newest file is never
             removed by it while the run goes on. What the remote keeps is ``retention`` of ``Run``, and
             ``artifactsync prune``.
+        overlap: Copy parameters and optimizer states during the next forward and backward, and let the optimizers wait
+            for what is left. For models and callbacks that change parameters in an optimizer's step alone: otherwise
+            the checkpoint fails and says so, and later ones are copied at once.
 
     Raises:
         ConfigurationError: the interval or the number makes no sense.
@@ -51,6 +56,7 @@ class CheckpointSaver(Callback):
         *,
         save_interval: Any = "1ep",
         num_checkpoints_to_keep: int = -1,
+        overlap: bool = False,
     ) -> None:
         if num_checkpoints_to_keep < -1:
             raise ConfigurationError(
@@ -61,6 +67,7 @@ class CheckpointSaver(Callback):
         """Checkpoints of this attempt whose local files are kept, oldest first."""
         self._schedule = schedule_of(save_interval)
         self._keep = num_checkpoints_to_keep
+        self._overlap = overlap
         self._files: dict[int, Path] = {}
         self._last: tuple[int, int] | None = None
 
@@ -113,8 +120,12 @@ class CheckpointSaver(Callback):
             metrics=metrics,
             path=path,
             barrier=logs_are_durable,
+            per_rank=PER_RANK,
+            overlap=state.optimizers if self._overlap else (),
         )
         pending.timing.stalled(time.monotonic() - began)
+        if pending.done() and isinstance(pending.exception(), SupersededError):  # skipped: the next one is due as ever
+            return pending
         self.saved.append(pending)
         self._files[id(pending)] = state.run.local_dir.joinpath(*path.split("/"))
         self._forget_old()

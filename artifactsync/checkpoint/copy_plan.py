@@ -16,6 +16,7 @@ import torch
 
 from artifactsync.checkpoint.copying import Piece, pieces_of
 from artifactsync.checkpoint.overlap import AT_ONCE, Ownership, span_of
+from artifactsync.checkpoint.plain_tree import layout_of, may_wander, wanderer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,10 @@ class Span:
     """Of its first byte, where it is."""
     owners: frozenset[int] = AT_ONCE
     """The optimizers that own all of its tensors."""
+    tensors: int = 0
+    """How many of them are in it."""
+    wanders: bool = False
+    """Whether its one tensor is elsewhere each time."""
 
     def __post_init__(self) -> None:
         self.target = torch.empty(0, dtype=torch.uint8)
@@ -59,6 +64,10 @@ class CopyPlan:
     def __init__(self) -> None:
         self.known: list[tuple[Layout, torch.Tensor]] = []
         """The tensors it is made for, with their shells."""
+        self.addresses: list[int] = []
+        """Where those of them are that do not wander, in order."""
+        self.wanderers: list[int] = []
+        """The numbers of those that do: small ones, to be copied one by one."""
         self.size_bytes = 0
         """Of all spans."""
         self.owners: list[frozenset[int]] = []
@@ -92,6 +101,7 @@ class CopyPlan:
             span = spans.setdefault(int(tensor.untyped_storage()._cdata), Span(number, start, end))  # noqa: SLF001
             span.start, span.end = min(span.start, start), max(span.end, end)
             span.address = base + span.start
+            span.tensors += 1
             self._span_of.append(span)
         self._spans = list(spans.values())
         self.size_bytes = sum(span.end - span.start for span in self._spans)
@@ -102,7 +112,18 @@ class CopyPlan:
         for tensor, shell, span in zip(tree.tensors, tree.shells, self._span_of, strict=True):
             offset = (int(tensor.storage_offset()) * tensor.element_size() - span.start) // tensor.element_size()
             shell.set_(span.target.untyped_storage(), offset, tensor.shape, tensor.stride())
-        self.known = list(zip(tree.layouts, tree.shells, strict=True))
+        for number, (tensor, layout, span) in enumerate(zip(tree.tensors, tree.layouts, self._span_of, strict=True)):
+            did_move = number in tree.moved or layout == wanderer_of(layout)
+            span.wanders = did_move and span.tensors == 1 and may_wander(tensor)
+            if span.wanders:
+                self.wanderers.append(number)
+        self.known = [
+            (wanderer_of(layout) if span.wanders else layout_of(tensor), shell)
+            for tensor, layout, shell, span in zip(tree.tensors, tree.layouts, tree.shells, self._span_of, strict=True)
+        ]
+        self.addresses = sorted(
+            tensor.data_ptr() for tensor, span in zip(tree.tensors, self._span_of, strict=True) if not span.wanders
+        )
 
     def divide(self, tree: PlainTree, ownership: Ownership) -> None:
         """Divide the copies into groups by who owns the tensors."""
@@ -115,7 +136,7 @@ class CopyPlan:
             partly_free = set()
             for span, owners in zip(self._span_of, ownership.owners_of(tree.tensors), strict=True):
                 span.owners |= owners
-                if owners == AT_ONCE:
+                if owners == AT_ONCE or span.wanders:
                     partly_free.add(id(span))
             for span in self._spans:
                 if id(span) in partly_free:
@@ -123,7 +144,10 @@ class CopyPlan:
         later = sorted({span.owners for span in self._spans} - {AT_ONCE}, key=sorted)
         self.owners = [AT_ONCE, *later]
         groups = [[span for span in self._spans if span.owners == owners] for owners in self.owners]
-        on_cpu = [[span for span in group if tree.tensors[span.tensor].device.type == "cpu"] for group in groups]
+        on_cpu = [
+            [span for span in group if not span.wanders and tree.tensors[span.tensor].device.type == "cpu"]
+            for group in groups
+        ]
         self.device_spans = [
             [span for span in group if tree.tensors[span.tensor].device.type != "cpu"] for group in groups
         ]

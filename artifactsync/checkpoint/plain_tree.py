@@ -9,6 +9,7 @@ and holds an empty tensor, a *shell*, for every tensor that is to be copied.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Layout = tuple[Any, ...]
 """Where a tensor is and how: all that decides what its copy looks like."""
+_WANDERS = "wanders"
+_WANDERER_BYTES = 1 << 16
 
 _PLAIN = frozenset(
     (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size),
@@ -47,6 +50,23 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     )
 
 
+def wanderer_of(layout: Layout) -> Layout:
+    """The layout of a small tensor that is made anew for every save, as the state of random generators is."""
+    return (_WANDERS, layout[1], layout[2])
+
+
+def may_wander(tensor: torch.Tensor) -> bool:
+    """Whether it is small and a storage by itself."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.nbytes <= _WANDERER_BYTES
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+    )
+
+
 class PlainTree:
     """A state walked once: every object with ``state_dict()`` is asked once.
 
@@ -54,12 +74,15 @@ class PlainTree:
         state: What the caller wants to save.
         known: Layouts and shells of the last walk. As long as the same tensors come in the same order, which they do
             while training goes on, their shells are used again and nothing else has to be found out.
+        addresses: Where the known tensors are that do not wander, in order.
 
     Raises:
         ConfigurationError: it holds something that could not be loaded again, or itself; the message says where.
     """
 
-    def __init__(self, state: Any, known: Sequence[tuple[Layout, torch.Tensor]] = ()) -> None:
+    def __init__(
+        self, state: Any, known: Sequence[tuple[Layout, torch.Tensor]] = (), addresses: Sequence[int] = ()
+    ) -> None:
         self.tensors: list[torch.Tensor] = []
         """The tensors to be copied, in the order of the walk."""
         self.shells: list[torch.Tensor] = []
@@ -68,7 +91,10 @@ class PlainTree:
         """Their layouts."""
         self.is_known = True
         """Whether all of them were known."""
-        self._known = known
+        self.moved: set[int] = set()
+        """Numbers of those that are where another of their kind was not."""
+        self._known, self._addresses = known, addresses
+        self._wanderers: set[int] = set()
         self._memo: dict[int, Any] = {}
         self._keep: list[Any] = []  # what the memo's ids belong to must stay alive
         self._open: set[int] = set()
@@ -150,7 +176,25 @@ class PlainTree:
                 self.shells.append(shell)
                 self.layouts.append(layout)
                 return shell
+            if layout[0] == _WANDERS and self._wandered(tensor, layout):
+                self.tensors.append(tensor)
+                self.shells.append(shell)
+                self.layouts.append(layout)
+                return shell
+            if layout[1] == tensor.dtype and layout[2] == tensor.shape:
+                self.moved.add(index)
         return self._new_tensor(tensor)
+
+    def _wandered(self, tensor: torch.Tensor, layout: Layout) -> bool:
+        """Whether it is of the kind that was in its place before, and shares memory with nothing else."""
+        if tensor.dtype != layout[1] or tensor.shape != layout[2] or not may_wander(tensor):
+            return False
+        address = tensor.data_ptr()
+        if address in self._wanderers:
+            return False
+        self._wanderers.add(address)
+        place = bisect_left(self._addresses, address)
+        return place == len(self._addresses) or self._addresses[place] >= address + tensor.nbytes
 
     def _new_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         original = tensor

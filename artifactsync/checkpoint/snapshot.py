@@ -26,8 +26,6 @@ from artifactsync.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from artifactsync.checkpoint.plain_tree import Layout
-
 
 class SnapshotBuffers:
     """Host memory kept from one snapshot to the next, so that only the first one pays for touching new pages.
@@ -54,12 +52,12 @@ class SnapshotBuffers:
         Raises:
             ConfigurationError: as ``take_snapshot``.
         """
-        for target in self.plan_for(PlainTree(state, self._plan.known)).targets():
+        for target in self.plan_for(self.tree_of(state)).targets():
             target.zero_()
 
-    def known(self) -> Sequence[tuple[Layout, torch.Tensor]]:
-        """Layouts and shells of the last snapshot."""
-        return self._plan.known
+    def tree_of(self, state: Any) -> PlainTree:
+        """Walk a state, in the light of the last one."""
+        return PlainTree(state, self._plan.known, self._plan.addresses)
 
     def plan_for(self, tree: PlainTree) -> CopyPlan:
         """How to copy ``tree``; every buffer may be overwritten from now on."""
@@ -175,9 +173,11 @@ def take_snapshot(state: Any, buffers: SnapshotBuffers, *, overlap: Sequence[tor
             itself; the message says where.
     """
     ownership = Ownership(overlap if buffers.may_overlap else ())
-    tree = PlainTree(state, buffers.known())
+    tree = buffers.tree_of(state)
     plan = buffers.plan_for(tree)
     plan.divide(tree, ownership)
+    for number in plan.wanderers:
+        tree.shells[number].copy_(tree.tensors[number])
     events = _copy_from_devices(plan.device_spans[0], tree)
     if len(plan.owners) == 1:
         Copy([plan.pieces[0]]).finish(copiers=MAX_COPIERS)

@@ -5,8 +5,8 @@ Invariant: a run that cannot be read (damaged, or of a newer format) is listed a
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from artifactsync.naming import validate_run_name
 from artifactsync.naming.layout import RunLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from artifactsync.stores.protocol import ObjectInfo, Store
 
@@ -55,45 +55,64 @@ class _Found:
     bytes: int = 0
     newest_seq: int = 0
     beat_at: datetime | None = None
-    last_modified: datetime | None = field(default=None)
     is_arriving: bool = False
     """Whether a copy to here has begun, and perhaps not ended."""
 
 
 def list_runs(store: Store) -> list[RunSummary]:
-    """List the runs under a store's root, the newest commit first; runs without a commit last, by name."""
-    found = _group(store.list())
-    names = sorted(found)
+    """List the runs under a store's root, the newest commit first; runs without a commit last, by name.
+
+    One listing, and one record of each run, which is read while the listing goes on.
+    """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="artifactsync-runs") as pool:
-        summaries = list(pool.map(lambda name: _summarise(store, name, found[name]), names))
+        # By name, as a store that lists in no order may come back to a run: then the last look counts.
+        looks: dict[str, Future[RunSummary]] = {}
+        for name, found in _group(store.list()):
+            looks[name] = pool.submit(_summarise, store, name, found)
+        summaries = [looks[name].result() for name in sorted(looks)]
     return sorted(summaries, key=lambda summary: summary.last_commit_at or "", reverse=True)
 
 
-def _group(objects: Iterable[ObjectInfo]) -> dict[str, _Found]:
+def _group(objects: Iterable[ObjectInfo]) -> Iterator[tuple[str, _Found]]:
+    """Each run with what the listing says of it, as soon as the listing has gone on to the next one."""
     found: dict[str, _Found] = {}
+    names: dict[str, RunLayout | None] = {}
+    current = ""
     for info in objects:
         name, slash, rest = info.key.partition("/")
-        if not slash or not rest or not _is_run_name(name):
+        if not slash or not rest:
             continue
-        run, layout = found.setdefault(name, _Found()), RunLayout(name)
-        if info.key == layout.heartbeat:
-            run.beat_at = info.modified_at
-        elif info.key == layout.copy_marker:
-            run.is_arriving = True
-        elif info.key.startswith(layout.journal):
-            run.newest_seq = max(run.newest_seq, seq_of(info.key[len(layout.journal) :]) or 0)
-        elif not info.key.startswith(layout.house):
-            run.bytes += info.size_bytes
-    return found
+        if name not in names:
+            names[name] = RunLayout(name) if _is_run_name(name) else None
+        layout = names[name]
+        if layout is None:
+            continue
+        if current and name != current:
+            yield current, replace(found[current])
+        current = name
+        _enter(found.setdefault(name, _Found()), info, layout)
+    if current:
+        yield current, found[current]
+
+
+def _enter(run: _Found, info: ObjectInfo, layout: RunLayout) -> None:
+    if not info.key.startswith(layout.house):
+        run.bytes += info.size_bytes
+    elif info.key.startswith(layout.journal):
+        run.newest_seq = max(run.newest_seq, seq_of(info.key[len(layout.journal) :]) or 0)
+    elif info.key == layout.heartbeat:
+        run.beat_at = info.modified_at
+    elif info.key == layout.copy_marker:
+        run.is_arriving = True
 
 
 def _summarise(store: Store, run_name: str, found: _Found) -> RunSummary:
     log = JournalLog(store, run_name)
     try:
         head = log.find_head() if found.is_arriving else log.read(found.newest_seq) if found.newest_seq else None
-        commit = _newest_commit(log, head)
+        committed_at = _newest_commit_at(log, head)
     except (DamagedError, NewerFormatError):
-        head, commit = None, None
+        head, committed_at = None, None
     totals = head.record.totals if head else {}
     return RunSummary(
         run_name=run_name,
@@ -101,14 +120,21 @@ def _summarise(store: Store, run_name: str, found: _Found) -> RunSummary:
         checkpoints=int(totals.get("checkpoints") or 0),
         bytes=found.bytes,
         state=state_of(head, beat_at=found.beat_at),
-        last_commit_at=commit.record.time if commit else None,
+        last_commit_at=committed_at,
     )
 
 
-def _newest_commit(log: JournalLog, head: Slot | None) -> Slot | None:
+def _newest_commit_at(log: JournalLog, head: Slot | None) -> str | None:
+    """Time of the newest commit: the newest record says it, or repeats it, or names the one that does."""
     if head is None or head.record.kind is Kind.COMMIT:
-        return head
-    return log.read(head.record.previous_commit) if head.record.previous_commit else None
+        return head.record.time if head else None
+    if head.record.previous_commit is None:
+        return None
+    repeated = head.record.latest_commit
+    if repeated and repeated.get("seq") == head.record.previous_commit:
+        return str(repeated.get("time"))
+    commit = log.read(head.record.previous_commit)
+    return commit.record.time if commit else None
 
 
 def state_of(head: Slot | None, *, beat_at: datetime | None) -> str:

@@ -57,6 +57,7 @@ NEED_TORCH = (
     {"CometMLLogger", "MLFlowLogger", "TensorboardLogger", "WandBLogger"}
     | {"Callback", "CheckpointSaver", "ConsoleLogger", "Event", "FileLogger", "Resumed"}
     | {
+        "Profiler",
         "State",
         "Time",
         "Timestamp",

@@ -36,6 +36,7 @@ from artifactsync.training.run_access import agreed_run_name, open_run, read_che
 from artifactsync.training.schedule import schedule_of
 from artifactsync.training.state import State
 from artifactsync.training.step import TrainStep
+from artifactsync.training.stopping import StopRequest
 from artifactsync.training.time import Time, TimeUnit
 from artifactsync.transfer.remote_uploader_downloader import RemoteUploaderDownloader
 
@@ -78,6 +79,8 @@ class Trainer:
         save_retention: Which checkpoints are kept on the remote, applied behind the training loop after each commit;
             None keeps all.
         save_overwrite: Start a run anew that has checkpoints (theirs stay: a later attempt's win).
+        save_on_stop: On SIGTERM, finish the running batch, save, make it durable within ``ARTIFACTSYNC_GRACE_S``, note
+            that the run was preempted, and end by the signal. A handler of your own is left in place instead.
         autoresume: Continue the run of this name if it has a checkpoint, anywhere.
         load_path: Start from this checkpoint file, local or remote, if there is nothing to resume.
         load_weights_only: Take only the model from ``load_path``.
@@ -126,6 +129,7 @@ class Trainer:
         save_overlap: bool = False,
         save_retention: RetentionPolicy | None = None,
         save_overwrite: bool = False,
+        save_on_stop: bool = True,
         autoresume: bool = False,
         load_path: str | os.PathLike[str] | None = None,
         load_weights_only: bool = False,
@@ -147,6 +151,7 @@ class Trainer:
     ) -> None:
         self._is_closed = False
         self._ignored = load_ignore_keys
+        self._stop = StopRequest(("SIGTERM",) if save_on_stop and placement().world_size == 1 else ())
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
         self._steps_schedulers_every_batch = step_schedulers_every_batch
@@ -322,8 +327,9 @@ class Trainer:
         try:
             self._eval_schedule.start(state)
             self._callbacks.run(Event.FIT_START)
-            while not state.is_done:
-                self._fit_epoch(state.train_dataloader)
+            with self._stop:
+                while not state.is_done:
+                    self._fit_epoch(state.train_dataloader)
             self._callbacks.run(Event.FIT_END)
             self.logger.flush()
         except BaseException:
@@ -360,6 +366,8 @@ class Trainer:
             state.timestamp = state.timestamp.to_next_batch(samples=samples, tokens=tokens, duration_s=duration_s)
             before = now
             self._end_batch()
+            if self._stop.signal is not None and not state.is_done:
+                self._end_stopped()
             if state.is_done and not state.is_epoch_over:
                 return  # the next fit goes on in the middle of this epoch
         self._batches = state.batch = None
@@ -461,12 +469,20 @@ class Trainer:
             for uploader in self._uploaders:
                 uploader.close(timeout_s)
 
-    def _abandon(self) -> None:
+    def _end_stopped(self) -> None:
+        """After a stop signal: save, make durable what time allows, and end by that signal."""
+        for callback in self.state.callbacks:
+            if isinstance(callback, CheckpointSaver):
+                callback.save(self.state, self.logger)
+        self._abandon("preempted")
+        self._stop.die()
+
+    def _abandon(self, how: FinishState = "failed") -> None:
         """After an error: write what there is within the grace period, and let the error go its way."""
         if self._is_closed:
             return
         self._is_closed = True
-        for close in (self._callbacks.close, self.logger.close, lambda: self._close_remotes("failed", grace_s())):
+        for close in (self._callbacks.close, self.logger.close, lambda: self._close_remotes(how, grace_s())):
             with suppress(Exception):  # the error that ended training must not be hidden
                 close()
 

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from artifactsync.training.callbacks.checkpoint_saver import CheckpointSaver
 from artifactsync.training.callbacks.progress_bar import ProgressBar
+from artifactsync.training.callbacks.weights_exporter import WeightsExporter
 
-__all__ = ["CheckpointSaver", "ProgressBar"]
+__all__ = ["CheckpointSaver", "ProgressBar", "WeightsExporter"]

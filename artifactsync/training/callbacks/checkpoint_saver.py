@@ -8,6 +8,8 @@ Invariant: a local file is removed only when its checkpoint is committed and new
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -70,6 +72,16 @@ class CheckpointSaver(Callback):
         self._overlap = overlap
         self._files: dict[int, Path] = {}
         self._last: tuple[int, int] | None = None
+        self._earlier: list[Path] = []  # local files of committed checkpoints of earlier attempts, oldest first
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Count the local files that earlier attempts left among those that are kept."""
+        if self._keep < 0 or state.run is None:
+            return
+        pattern = re.sub(r"\{[^}]*\}", "*", self.template.removeprefix("{run_name}/"))
+        paths = [file.path for checkpoint in state.run.checkpoints() for file in checkpoint.files]
+        found = [state.run.local_dir.joinpath(*p.split("/")) for p in paths if fnmatch.fnmatchcase(p, pattern)]
+        self._earlier = [path for path in dict.fromkeys(found) if path.is_file()]
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Count the intervals from here."""
@@ -161,6 +173,12 @@ class CheckpointSaver(Callback):
         kept = max(self._keep, 1)
         committed = [p for p in self.saved if p.done() and p.exception() is None]
         live = {self._files[id(p)] for p in self.saved if p not in committed or p in committed[-kept:]}
+        surplus = max(0, len(self._earlier) - max(0, kept - len(committed)))
+        for file in self._earlier[:surplus]:
+            if file not in live:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
+        del self._earlier[:surplus]
         for pending in committed[:-kept]:
             self.saved.remove(pending)
             file = self._files.pop(id(pending))

@@ -287,6 +287,7 @@ def _results_of(rank: int, detail: Any) -> list[WriteResult]:
 class Loaded:
     """One checkpoint, as this rank takes it."""
 
+    run_name: str
     checkpoint: Checkpoint
     state: Any
     """The plain part: rank 0's, with what this rank has for itself."""
@@ -294,6 +295,10 @@ class Loaded:
     """Names of the entries that were loaded into the live objects given."""
     saved_by: int
     """How many ranks saved it."""
+    left_out: frozenset[str] = frozenset()
+    """Names of entries that ranks had for themselves, and that fit nobody in another number of ranks."""
+    place: tuple[int, int] = (0, 1)
+    """This rank, and of how many."""
 
     def restore(self, state: Any, *, strict: bool) -> None:
         """Put the plain part into the live objects."""
@@ -410,12 +415,14 @@ def load_checkpoint(
     local = run.ensure_local(checkpoint, paths=wanted)
     saved = load_file(local[ranks[0]], map_location=map_location)
     own = load_file(local[ranks[rank]], map_location=map_location) if rank and rank in ranks else {}
+    left_out: frozenset[str] = frozenset()
     if isinstance(saved, dict):
         saved = {**saved, **own}
         if len(ranks) != size:  # what ranks had for themselves fits nobody now
-            saved = {key: value for key, value in saved.items() if key not in per_rank}
+            left_out = frozenset(per_rank) | {key for key, value in _entries(live) if isinstance(value, RngState)}
+            saved = {key: value for key, value in saved.items() if key not in left_out}
     sharded = _load_shards(run, checkpoint, saved, live, strict=strict)
-    return Loaded(checkpoint, saved, sharded, len(ranks))
+    return Loaded(run.name, checkpoint, saved, sharded, len(ranks), left_out, (rank, size))
 
 
 def _load_shards(
@@ -460,10 +467,11 @@ def _restore(state: Any, loaded: Loaded, *, strict: bool) -> None:
             "the checkpoint was saved whole, and this state is sharded",
             hint="load it into the model before it is sharded, or into an unsharded one",
         )
-    reseeded = [key for key, value in plain.items() if isinstance(value, RngState) and key not in loaded.state]
-    rest = {key: value for key, value in plain.items() if key not in reseeded}
+    rest = {key: value for key, value in plain.items() if key not in loaded.left_out}
     restore(rest, loaded.state, strict=strict)
     state.update(rest)
+    if any(isinstance(plain.get(key), RngState) for key in loaded.left_out):
+        reseed(loaded.run_name, loaded.checkpoint.step, *loaded.place)
 
 
 def reseed(run_name: str, step: int, rank: int, world_size: int) -> None:

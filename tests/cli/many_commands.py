@@ -26,6 +26,7 @@ _SERVER = """
 import json, os, sys, tempfile
 import artifactsync.cli, artifactsync.run, artifactsync.stores.gcs, artifactsync.stores.s3, boto3, botocore.client
 import google.cloud.storage, obstore, rich.progress, artifactsync.stores.s3_connection, artifactsync.transfer.patience
+boto3.Session("k", "s").client("s3", region_name="us-east-1").close()  # loads what is loaded on first use
 for line in sys.stdin:
     job = json.loads(line)
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ObjectNotFoundError
-from artifactsync.journal.tails import GrowingLog, growing_logs
+from artifactsync.journal.tails import GrowingLog, growing_logs, wholes_of_later_attempts
 from artifactsync.journal.untrusted_json import read_json
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def read_contents(
         damaged: Segments of growing logs that are known to be damaged.
     """
     objects = list(store.list(layout.root))
-    hidden = catalogue.keys | announced_keys(store, layout, objects)
+    hidden = catalogue.keys | announced_keys(store, layout, objects) | wholes_of_later_attempts(layout, objects)
     logs = {key: log for key, log in growing_logs(layout, objects, damaged=damaged).items() if key not in hidden}
     sizes = {info.key: info.size_bytes for info in objects} | {key: log.size_bytes for key, log in logs.items()}
     visible = [(path, key) for key in sorted(sizes) if (path := layout.path_of(key)) is not None]

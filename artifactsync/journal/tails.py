@@ -4,7 +4,8 @@ Owns: which logs are shown from segments instead of the plain object, ``LogStore
 ``LogMirror``, the writer's side of a run's logs. Does not own: what a segment is, and sending one (``transfer.tail``).
 
 Invariant: what is read of a log is a piece of one history of it, from its first byte on, every segment compared with
-its sha256. The plain object wins where a seal says that it holds all of it.
+its sha256. A whole object wins where a seal says that it holds all of it. Each attempt has a key of its own for that,
+as for checkpoints, so a process that was fenced and does not know it can replace nothing that a later attempt wrote.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import hashlib
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import ArtifactSyncError, DamagedError, MissingBytesError, ObjectNotFoundError
+from artifactsync.naming.layout import sibling
 from artifactsync.stores.protocol import ObjectInfo
 from artifactsync.transfer.download import download_file
 from artifactsync.transfer.hashing import READ_BYTES
-from artifactsync.transfer.tail import Seal, Segment, Tail, chain_of, chains_over, place_of, segments_of
+from artifactsync.transfer.tail import Seal, Segment, Tail, chain_of, chains_over, place_of, read_name, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -45,13 +47,26 @@ class GrowingLog:
     """Below the run's folder. Hostile input."""
     key: str
     """Where the whole file will be, below the remote."""
-    chain: tuple[Segment, ...]
+    chain: tuple[Segment, ...] = ()
     """Its segments, in order and without a gap."""
+    whole: ObjectInfo | None = None
+    """The object that holds all of it, instead of segments: a later attempt's own, beside the plain key."""
 
     @property
     def size_bytes(self) -> int:
         """Length of what there is."""
-        return self.chain[-1].end
+        return self.whole.size_bytes if self.whole else self.chain[-1].end
+
+
+def whole_key(layout: RunLayout, path: str, attempt: int) -> str:
+    """Where an attempt puts the whole of a log: the first one at the plain key, a later one beside it."""
+    return layout.root + (path if attempt <= 1 else sibling(path, attempt))
+
+
+def wholes_of_later_attempts(layout: RunLayout, objects: Iterable[ObjectInfo]) -> set[str]:
+    """Keys at which later attempts put whole logs: they are shown at the plain key, if at all."""
+    found = (read_name(layout, info) for info in objects)
+    return {whole_key(layout, f.path, f.generation[0]) for f in found if f is not None and f.generation[0] > 1}
 
 
 def growing_logs(
@@ -65,16 +80,21 @@ def growing_logs(
         damaged: Segments known to be damaged: what comes after them is not shown.
     """
     segments, seals = segments_of(layout, objects)
-    keys = {info.key for info in objects}
+    there = {info.key: info for info in objects}
     logs: dict[str, GrowingLog] = {}
-    for path, found in segments.items():
+    for path in sorted({*segments, *seals}):
         key, seal = layout.root + path, seals.get(path)
         if layout.path_of(key) is None:
             continue
-        sealed = (seal.generation, seal.size_bytes) if seal and key in keys else None
-        chain = chain_of((segment for segment in found if segment not in damaged), newer_than=sealed)
+        whole = there.get(whole_key(layout, path, seal.generation[0])) if seal else None
+        if seal and whole and whole.key != key and whole.size_bytes != seal.size_bytes:
+            whole = None  # not the one that was sealed
+        sealed = (seal.generation, seal.size_bytes) if seal and whole else None
+        chain = chain_of((s for s in segments.get(path, ()) if s not in damaged), newer_than=sealed)
         if chain:
             logs[key] = GrowingLog(path=path, key=key, chain=tuple(chain))
+        elif whole and whole.key != key:
+            logs[key] = GrowingLog(path=path, key=key, whole=whole)
     return logs
 
 
@@ -108,6 +128,8 @@ class LogStore:
         log = self._logs.get(key)
         if log is None:
             return self._store.get(key, start=start, end=end)
+        if log.whole is not None:
+            return self._store.get(log.whole.key, start=start, end=end)
         stop = log.size_bytes if end is None else min(end, log.size_bytes)
         if start >= stop:
             return b""
@@ -125,6 +147,8 @@ class LogStore:
         log = self._logs.get(key)
         if log is None:
             return self._store.head(key)
+        if log.whole is not None:
+            return replace(self._store.head(log.whole.key), key=key)
         return ObjectInfo(key=key, size_bytes=log.size_bytes, etag=log.chain[-1].link)
 
     def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
@@ -192,11 +216,15 @@ def fetch_log(store: Store, layout: RunLayout, path: str, local: Path, *, size_b
         Whether a file that begins so is at ``local`` now; it may be longer.
     """
     key = layout.artifact(path)
-    segments, _ = segments_of(layout, store.list(f"{layout.tails}{path}/"))
+    segments, seals = segments_of(layout, store.list(f"{layout.tails}{path}/"))
     histories: list[Mapping[str, GrowingLog]] = [
         {key: GrowingLog(path=path, key=key, chain=tuple(chain))}
         for chain in chains_over(segments.get(path, ()), size_bytes)
     ]
+    if path in seals and seals[path].generation[0] > 1:
+        with contextlib.suppress(ObjectNotFoundError):
+            whole = store.head(whole_key(layout, path, seals[path].generation[0]))
+            histories.append({key: GrowingLog(path=path, key=key, whole=whole)})
     for logs in (*histories, {}):
         view = LogStore(store, layout, logs)
         try:
@@ -228,16 +256,19 @@ class LogMirror:
         self._layout, self._attempt, self._queue = layout, attempt, queue
         self._lock = threading.Lock()
         self._tails: dict[str, tuple[Tail, Path]] = {}
+        self._pushed: dict[str, Upload] = {}
 
     def push(self, path: str, file: Path) -> Upload:
         """Send what is new of a growing file; returns at once."""
         with self._lock:
             tail, _ = self._tails.get(path) or (Tail(self._layout, path, attempt=self._attempt), file)
             self._tails[path] = (tail, file)
-        return self._queue().submit(self._layout.artifact(path), file, growing=True, tail=tail)
+            upload = self._queue().submit(self._layout.artifact(path), file, growing=True, tail=tail)
+            self._pushed[path] = upload
+        return upload
 
     def seal(self, store: Store, *, timeout: Callable[[], float | None], clean: bool) -> None:
-        """Put every whole file under its plain key, and say so. What cannot be done is logged: the segments stay.
+        """Put every whole file under this attempt's key, and say so. What cannot be done is logged: the segments stay.
 
         Args:
             store: The remote.
@@ -248,8 +279,11 @@ class LogMirror:
             tails = [(path, tail, file) for path, (tail, file) in self._tails.items() if not tail.is_sealed]
         uploads: list[tuple[str, Tail, Upload]] = []
         for path, tail, file in tails:
+            with contextlib.suppress(ArtifactSyncError):  # if it failed, the whole file makes it good
+                self._pushed[path].result(timeout())
             with contextlib.suppress(ObjectNotFoundError):  # the local file was removed: its segments are all there is
-                uploads.append((path, tail, self._queue().submit(self._layout.artifact(path), file, growing=True)))
+                key = whole_key(self._layout, path, self._attempt)
+                uploads.append((path, tail, self._queue().submit(key, file, growing=True)))
         for path, tail, upload in uploads:
             self._seal_one(store, path, tail, upload, timeout=timeout, clean=clean)
 
@@ -269,7 +303,9 @@ class LogMirror:
             self._delete(store, path, seal)
 
     def _delete(self, store: Store, path: str, seal: Seal) -> None:
-        """Delete the segments of a sealed log; a role that may not leaves them, and they are passed over.
+        """Delete the segments of a sealed log, and what earlier attempts had put whole.
+
+        A role that may not delete leaves them, and they are passed over.
 
         The seal stays: what a process that was taken over might still send is passed over because of it.
         """
@@ -277,9 +313,13 @@ class LogMirror:
         prefix = sealed.rpartition("/")[0].rpartition("/")[0] + "/"
         try:
             found = [(info.key, self._layout.tail_of(info.key)) for info in store.list(prefix)]
-            own = [(parts[2], key) for key, parts in found if parts and parts[0] == path and key != sealed]
+            # Never a later attempt's: this process may have been fenced, and not know it.
+            mine = [(key, p) for key, p in found if p and p[0] == path and p[1][0] <= self._attempt]
+            own = [(parts[2], key) for key, parts in mine if key != sealed]
+            before = {parts[1][0] for _, parts in mine if parts[2].startswith("~") and parts[1][0] < self._attempt}
             # By name, so the first segments first: readers who meet half of them gone find no history, and take the
             # plain object.
             store.delete([key for _, key in sorted(own)])
+            store.delete([whole_key(self._layout, path, attempt) for attempt in sorted(before)])
         except ArtifactSyncError as error:
             _log.debug("the segments of %s were not deleted: %s", path, error)

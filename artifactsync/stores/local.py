@@ -4,8 +4,8 @@ Owns: durable, atomic files below one root. Does not own: what a safe artifact p
 
 Invariants: a file appears at its key whole and fsynced, or not at all; no symbolic link below the root is ever
 followed; the root is made by the first put, not by opening, and never again: where a root that was there is gone, or is
-another folder (a mount that was lost), every request fails until it is back, and nothing lands on another disk. Why not a ready-made local store: the known ones do
-not fsync, and fold or encode some keys.
+another folder (a mount that was lost), every request fails until it is back, and nothing lands on another disk. Why not
+a ready-made local store: the known ones do not fsync, and fold or encode some keys.
 
 Limits: POSIX only. An object cannot have another below it (``a`` and ``a/b``), as in any file system.
 ``put_if_absent`` needs hard links; where the file system has none it fails, and ``stores.probe`` says so.

@@ -115,7 +115,7 @@ def test_a_live_log_a_killed_one_and_a_finished_one_are_whole(remote: dict[str, 
         assert pulled(other, tmp_path / "second") == whole[:40] + b"attempt 2\n"
         assert not second.fetch_log(PATH, tmp_path / "other", size_bytes=40, sha256="0" * 64)
         assert second.fetch_log(PATH, tmp_path / "all", size_bytes=len(whole), sha256=hashlib.sha256(whole).hexdigest())
-    assert second.fs.cat_file(PATH) == whole[:40] + b"attempt 2\n"
+    assert second.fs.cat_file("logs-rank0.a2.txt") == whole[:40] + b"attempt 2\n"
     assert [(a.path, a.size) for a in other.artifacts()] == [(PATH, 50)]
     assert pulled(other, tmp_path / "finished") == whole[:40] + b"attempt 2\n"
     assert len(tails(other._store)) == 1  # the seal alone
@@ -218,6 +218,30 @@ def test_a_zombie_does_not_put_its_log_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="attempt 2"):
         zombie.close()
     assert pulled(other, tmp_path / "end") == b"second\n"
+
+
+def test_a_zombie_that_looked_too_early_replaces_no_log_of_a_completed_attempt(tmp_path: Path) -> None:
+    """It is stopped between looking whether the run is still its own and putting its whole file, and wakes later."""
+    remote = {"remote": str(tmp_path / "remote")}
+    store = open_store(remote["remote"])
+    zombie = Run("exp7", local_root=tmp_path / "a", **remote)  # type: ignore[arg-type]
+    zombie.push(append(zombie, b"of the zombie\n"), growing=True).result(30)
+    for number in (2, 3):
+        with Run("exp7", local_root=tmp_path / f"{number}", takeover=True, **remote) as run:  # type: ignore[arg-type]
+            run.push(append(run, b"attempt %d\n" % number), growing=True).result(30)
+        zombie.push(append(zombie, b"more\n"), growing=True).result(30)
+        zombie._logs.seal(zombie._store, timeout=lambda: 30.0, clean=True)  # it looked before
+        assert store.get(f"exp7/{PATH}").startswith(b"of the zombie\n")
+        other = reader(remote, tmp_path)
+        assert [a.path for a in other.artifacts()] == [PATH]
+        assert pulled(other, tmp_path / f"pulled{number}") == b"attempt %d\n" % number
+        assert other.read_artifact(other.artifacts()[0], other.contents()) == b"attempt %d\n" % number
+        digest = hashlib.sha256(b"attempt").hexdigest()
+        assert other.fetch_log(PATH, tmp_path / "back", size_bytes=7, sha256=digest)
+        assert (tmp_path / "back").read_bytes() == b"attempt %d\n" % number
+    assert f"exp7/{PATH.replace('.txt', '.a2.txt')}" not in [info.key for info in store.list()]
+    with pytest.raises(Exception, match="attempt 2"):
+        zombie.close()
 
 
 CHILD = """

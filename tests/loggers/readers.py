@@ -80,8 +80,23 @@ def text(path):
     return None, curves
 
 
+def everything(folder):
+    """All that a pulled run shows."""
+    return {**unfinished(folder), "comet": comet(Path(folder) / "comet")}
+
+
+def unfinished(folder):
+    """Likewise, without Comet's archives, which the next attempt or the end makes."""
+    folder = Path(folder)
+    return {
+        "tensorboard": tensorboard(folder / "tensorboard"),
+        "wandb": wandb(folder / "wandb"),
+        "mlflow": mlflow(folder / "mlflow" / "mlflow.db"),
+        "file": text(folder / "logs-rank0.txt"),
+    }
+
+
 if __name__ == "__main__":
     # In a process of its own: the tools' packages warn of their own dependencies, and this project's tests do not let
     # warnings pass.
-    name, curves = globals()[sys.argv[1]](sys.argv[2])
-    sys.stdout.write(json.dumps([name, curves]) + "\n")
+    sys.stdout.write(json.dumps(globals()[sys.argv[1]](sys.argv[2])) + "\n")

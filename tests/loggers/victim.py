@@ -75,7 +75,7 @@ def main(argv=None):
         device="cpu",
         progress_bar=False,
         loggers=[KINDS[kind](args) for kind in args.kinds.split(",")],
-        callbacks=[KillAt(args.kill_at)] if args.kill_at else [],
+        callbacks=[KillAt(args.kill_at)],
     ) as trainer:
         trainer.fit()
 

@@ -10,6 +10,8 @@ attempts that got mixed up are seen. ``config.json`` alone is always the same, s
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import random
 import threading
 from dataclasses import dataclass, field
@@ -17,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from artifactsync import Run
 from artifactsync.journal.retention import RetentionPolicy
+from artifactsync.run import LocalFile
 from artifactsync.stores import open_store
 from artifactsync.stores.prefix import PrefixStore
+from artifactsync.transfer.being_written import FileBeingWritten
 from artifactsync.transfer.patience import Patience
 
 if TYPE_CHECKING:
@@ -43,6 +47,11 @@ class Remote:
 
     url: str
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def target(self) -> Remote:
+        """Another remote beside it, to copy to."""
+        return Remote(f"{self.url}-copy", self.storage_options)
 
     def open(self, retry: RetryPolicy | None = None) -> Store:
         """A view of its own; the connections below it are this process's and stay open: opening them costs 0.2 s."""
@@ -76,6 +85,8 @@ class Stage:
     """Local; nobody else's."""
     open: Callable[[], Store]
     """Another view of the same remote, for a scenario that opens more than one run."""
+    open_target: Callable[[], Store] | None = None
+    """A view of ``Remote.target``, for a scenario that copies."""
     committed: Callable[[Checkpoint], None] = lambda checkpoint: None
     """Told of every checkpoint of which ``result()`` said that it is committed."""
 
@@ -151,6 +162,36 @@ def save_large(stage: Stage) -> None:
         stage.committed(save_step(run, resume_step(run) + 1, is_large=True))
 
 
+def overlap(stage: Stage) -> None:
+    """Resume, and save files whose upload begins before they are whole, as ``Run.save`` does it."""
+    with stage.run() as run:
+        step = resume_step(run) + 1
+        paths = paths_of(step)
+        files = [write_behind(run, path, bytes_of(path, attempt=run.attempt)) for path in paths]
+        pending = run.save_prepared(lambda: files, step=step, metrics={"loss": 1 / step})
+        stage.committed(pending.result(_WAIT_S))
+
+
+def write_behind(run: Run, path: str, data: bytes) -> LocalFile:
+    """Write a file on a thread of its own, piece by piece, to a hidden name and then to its own."""
+    file = run.local_dir / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    hidden = file.with_name(f".{file.name}.tmp")
+    fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    source = FileBeingWritten(fd, str(file), len(data))
+
+    def fill() -> None:
+        for start in range(0, len(data), 16_384):
+            source.advance(os.write(fd, data[start : start + 16_384]))
+        os.fsync(fd)
+        os.close(fd)
+        hidden.replace(file)
+        source.finish(hashlib.sha256(data).hexdigest())
+
+    threading.Thread(target=fill).start()
+    return LocalFile(path=path, local=file, size_bytes=len(data), writing=source)
+
+
 def upload(stage: Stage) -> None:
     """Push files and a log that grows."""
     with stage.run() as run:
@@ -172,6 +213,17 @@ def prune(stage: Stage) -> None:
 def pull(stage: Stage) -> None:
     """Bring everything to a folder."""
     Run(NAME, remote=stage.store, read_only=True).pull(stage.folder / "pulled")
+
+
+def copy(stage: Stage) -> None:
+    """Copy the run to another remote."""
+    assert stage.open_target
+    Run(NAME, remote=stage.store, read_only=True).copy_to(stage.open_target())
+
+
+def remove(stage: Stage) -> None:
+    """Remove the run."""
+    Run(NAME, remote=stage.store, read_only=True).remove()
 
 
 def career(stage: Stage) -> None:
@@ -202,9 +254,12 @@ def life(stage: Stage) -> None:
 SCENARIOS: dict[str, Callable[[Stage], None]] = {
     "save": save,
     "save large": save_large,
+    "overlap": overlap,
     "upload": upload,
     "prune": prune,
     "pull": pull,
+    "copy": copy,
+    "remove": remove,
     "career": career,
     "life": life,
 }

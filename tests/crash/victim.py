@@ -174,6 +174,7 @@ def _play(part: Part, ready: Connection) -> None:
         store=actor.wrap(part.remote.open()),
         folder=part.folder,
         open=lambda: actor.wrap(part.remote.open()),
+        open_target=lambda: actor.wrap(part.remote.target.open()),
         committed=committed,
     )
     error: BaseException | None = None

@@ -180,7 +180,8 @@ class Publisher:
             GaveWayError: a newer checkpoint waits, and goes first.
         """
         self._attempt.check()
-        self._refuse_superseded(label)
+        if gather is None:  # else other ranks would take it for a failure of theirs
+            self._refuse_superseded(label)
         if so_far.files is None:
             so_far.files = sorted(prepare(), key=lambda file: file.path)
             timing.written()

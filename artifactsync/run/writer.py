@@ -471,7 +471,7 @@ class Run(RunView):
             path: A local file or folder.
             remote_file_name: Where below the run; else the same path as below ``local_dir``, else its own name.
             growing: The file is append-only, a log: only what is new since its last push is sent, and readers see it
-                as one file all the same. The whole file goes to its plain key when the run ends. For files, and
+                as one file all the same. The whole file follows when the run ends. For files, and
                 where the run is open for writing; else the file is sent as it is when it is read.
 
         Raises:
@@ -501,7 +501,7 @@ class Run(RunView):
     def finish(self, state: FinishState = "completed") -> None:
         """Write down how the run ended; no checkpoint can be saved afterwards. ``close`` does it if nobody did.
 
-        Growing logs are put as whole files under their plain keys before, which may take as long as uploads take.
+        Growing logs are put as whole files before, which may take as long as uploads take.
 
         Raises:
             RunFencedError: a later attempt owns the run.
@@ -672,7 +672,7 @@ class Run(RunView):
             self._publisher.advise()
 
     def _seal_logs(self, state: FinishState, give_up_at: float | None) -> None:
-        """Put the whole logs under their plain keys, unless the run is another's by now."""
+        """Put the whole logs under the keys of this attempt, unless the run is another's by now."""
         try:
             head = self._log.find_head()
         except ArtifactSyncError:  # the finish record, which comes next, is more patient, and tells

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BACKENDS = ("local", "s3", "gcs")
-COMMITS_BEFORE = {"save": 1, "upload": 1, "prune": 4, "pull": 2}
+COMMITS_BEFORE = {"save": 1, "overlap": 1, "upload": 1, "prune": 4, "pull": 2}
 """The scenarios, and how many checkpoints their run has before."""
 
 _CHAIN = 6  # seeded points on one run, each of the leftovers of those before

@@ -1,0 +1,144 @@
+"""Time to durable: a snapshot to a whole local file and a whole object, against ``cp`` and ``s5cmd cp`` of its bytes.
+
+Ours begins with the snapshot in memory and ends when the file has its name after fsync and the object is whole, sha256
+and CRC64NVME included. The peers begin with the file in the page cache, and hash and fsync nothing. The object store
+is the native sink of this folder: it takes what it is sent and keeps none of it. Rounds alternate.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import report
+from benchmarks.uploader_cost import _sink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+_ROUNDS = 7
+_TENSORS, _TENSOR_BYTES = 128, 4 << 20
+_KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
+
+
+class _PeakMemory:
+    """Most resident memory of this process while inside, above what it was, in bytes."""
+
+    def __enter__(self) -> Self:
+        self._before = self.peak = _resident_bytes()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    @property
+    def above_bytes(self) -> int:
+        return self.peak - self._before
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.005):
+            self.peak = max(self.peak, _resident_bytes())
+
+
+def measure() -> None:
+    import torch  # noqa: PLC0415 - not while the others are listed
+
+    from artifactsync.checkpoint.image import FileImage  # noqa: PLC0415
+    from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot  # noqa: PLC0415
+    from artifactsync.checkpoint.write import FileWriting  # noqa: PLC0415
+    from artifactsync.stores import open_store  # noqa: PLC0415
+    from artifactsync.transfer.queue import UploadQueue  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    state = {f"layer{n}.weight": torch.randn(_TENSOR_BYTES // 4) for n in range(_TENSORS)}
+    snapshot = take_snapshot(state, SnapshotBuffers())
+    snapshot.wait()
+    del state
+    with tempfile.TemporaryDirectory(prefix="artifactsync-durable-") as name:
+        folder = Path(name)
+        with _sink(folder) as endpoint_url:
+            stores = {
+                "s3 sink": open_store("s3://bucket", {"endpoint_url": endpoint_url, "key": "k", "secret": "s"}),
+                "local remote": open_store(f"file://{folder}/remote"),
+            }
+            queues = {where: UploadQueue(store) for where, store in stores.items()}
+
+            def ours(where: str) -> None:
+                writing = FileWriting(FileImage(snapshot.state), folder / "ours.pt")
+                with queues[where].watching():
+                    upload = queues[where].submit("run/ours.pt", folder / "ours.pt", writing=writing.source)
+                    writing.run()
+                    upload.result()
+
+            def peers(where: str) -> None:
+                source, copy = folder / "source.pt", folder / "copy.pt"
+                shutil.rmtree(copy, ignore_errors=True)
+                _run("cp", source, copy)
+                if where == "s3 sink":
+                    s5cmd = Path(sys.executable).with_name("s5cmd")
+                    _run(s5cmd, "--endpoint-url", endpoint_url, "cp", source, "s3://bucket/run/peer.pt")
+                else:
+                    (folder / "remote" / "run").mkdir(parents=True, exist_ok=True)
+                    _run("cp", source, folder / "remote" / "run" / "peer.pt")
+
+            writing = FileWriting(FileImage(snapshot.state), folder / "source.pt")
+            size_bytes = writing.run().size_bytes
+            figures, rows = {}, []
+            for where in stores:
+                figures[where] = _compare(lambda where=where: ours(where), lambda where=where: peers(where))
+                each = figures[where]
+                rows.append([where, *(f"{each[key]:.2f}" for key in ("ours_s", "peers_s", "ratio", "peak_mib"))])
+    report.save("durable", {"state_bytes": size_bytes, "rounds": _ROUNDS, "figures": figures})
+    report.show(
+        f"Time to durable of {size_bytes / 2**20:.0f} MiB in {_TENSORS} tensors, medians of {_ROUNDS}",
+        ["to", "ours, s", "cp + cp, s", "ours ÷ peers", "peak above the snapshot, MiB"],
+        rows,
+    )
+
+
+def _compare(ours: Callable[[], None], peers: Callable[[], None]) -> dict[str, Any]:
+    taken: dict[str, list[float]] = {"ours": [], "peers": []}
+    peak_bytes = 0
+    for number in range(_ROUNDS + 1):  # the first one is to warm up
+        with _PeakMemory() as memory:
+            mine = _timed(ours)
+        theirs = _timed(peers)
+        if number:
+            taken["ours"].append(mine)
+            taken["peers"].append(theirs)
+            peak_bytes = max(peak_bytes, memory.above_bytes)
+    return {
+        "ours_s": statistics.median(taken["ours"]),
+        "peers_s": statistics.median(taken["peers"]),
+        "ratio": statistics.median(mine / theirs for mine, theirs in zip(*taken.values(), strict=True)),
+        "peak_mib": peak_bytes / 2**20,
+        "rounds_s": taken,
+    }
+
+
+def _timed(call: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _run(*command: object) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, env={**os.environ, **_KEYS})
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -75,6 +75,11 @@ class Interleavings(RuleBasedStateMachine):
         living = self.living()
         living[who % len(living)].kill()
 
+    @precondition(lambda self: self.living())
+    @rule(choice=st.integers(0, 999))
+    def the_index_is_spoilt(self, choice: int) -> None:
+        self.world.spoil_index(choice)
+
     def step(self, who: int, calls: int, fault: str = "") -> None:
         living = self.living()
         actor = living[who % len(living)]

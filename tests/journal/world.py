@@ -29,6 +29,7 @@ from artifactsync.errors import (
     UnknownOutcomeError,
 )
 from artifactsync.journal import advice, pins, publication, restore, retire
+from artifactsync.journal import index as index_module
 from artifactsync.journal import log as log_module
 from artifactsync.journal.attempt import claim
 from artifactsync.journal.log import JournalLog
@@ -340,6 +341,20 @@ class World:
             for seq in body["commits"]:
                 del self._live[seq]
 
+    def spoil_index(self, choice: int) -> None:
+        """Change one pack of the index behind everybody's back: no outcome may depend on it."""
+        keys = sorted(key for key in self.objects.objects if key.startswith(f"{HOUSE}index/"))
+        if not keys:
+            return
+        key, other = keys[choice % len(keys)], keys[choice // 7 % len(keys)]
+        data = self.objects.objects[key]
+        lines = data.splitlines(keepends=True)
+        spoilt = (b"", data[:-1], self.objects.objects[other], b"".join(lines[:-1] + lines[:1]), b"[" * 9_000, None)
+        if (bytes_ := spoilt[choice % len(spoilt)]) is None:
+            del self.objects.objects[key]
+        else:
+            self.objects.objects[key] = bytes_
+
     def _journal_has_claim_after(self, number: int) -> bool:
         return any(
             json.loads(data)["attempt"] > number
@@ -412,6 +427,9 @@ def patched(world: World) -> Iterator[World]:
             setattr(owner, name, value)
 
         put(log_module, "ThreadPoolExecutor", _InOneThread)
+        put(index_module, "ThreadPoolExecutor", _InOneThread)
+        put(index_module, "BASE", 2)  # so that packs are an input of every actor
+        put(index_module, "FAN", 2)
         put(publication, "ThreadPoolExecutor", _InOneThread)
         put(publication, "Line", lambda _name: SimpleNamespace(is_overtaken=lambda: False))
         put(advice, "SerialWorker", _AtOnce)
@@ -452,6 +470,8 @@ def act(world: World, draw: random.Random) -> None:
         else:
             world.start_puller()
         return
+    if draw.random() < 0.1:
+        world.spoil_index(draw.randrange(1000))
     actor = draw.choice(living)
     if dice > 0.985:
         actor.kill()

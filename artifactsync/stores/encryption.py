@@ -215,7 +215,7 @@ def check_gcs_answer(asked: str | None, said: str | None, url: str) -> None:
 
 def _unsupported(where: str, name: str) -> ConfigurationError:
     what = "keys that the customer keeps are not supported" if _CUSTOMER_KEY.search(name) else "it is not supported"
-    return ConfigurationError(f"{where} has the encryption option {name}: {what}, and nothing was sent", hint=_HINT)
+    return ConfigurationError(f"{where} has the option {name}: {what}; nothing was sent", hint=_HINT)
 
 
 def _truth(value: Any) -> bool:

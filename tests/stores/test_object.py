@@ -247,7 +247,7 @@ _REFUSALS = [
     (403, "AccessDenied", "", PermissionDeniedError, "no permission"),
     (403, "InvalidAccessKeyId", "", CredentialsError, "refused"),
     (403, "SignatureDoesNotMatch", "", CredentialsError, "refused"),
-    (400, "ExpiredToken", "", CredentialsError, "refused"),
+    (400, "ExpiredToken", "", CredentialsError, "have expired"),
     (403, "RequestTimeTooSkewed", "", ConfigurationError, "clock"),
     (404, "NoSuchBucket", "", BucketNotFoundError, "does not exist"),
     (400, "AuthorizationHeaderMalformed", "<Region>eu-west-3</Region>", ConfigurationError, "region eu-west-3"),

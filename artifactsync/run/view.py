@@ -195,7 +195,7 @@ class RunView:
         Raises:
             RunNotFoundError: there is no such run.
         """
-        catalogue = self.catalogue()
+        catalogue = self._log.read_catalogue(with_index=False)  # every record as it lies there
         if not catalogue.seq:
             self._require(self.contents())
         return verify(self._store, self.name, catalogue, deep=deep)

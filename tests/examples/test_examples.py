@@ -47,3 +47,23 @@ def test_plain_loop_goes_on_with_the_same_numbers(tmp_path):
     assert again.stdout.splitlines()[-2] == first.stdout.splitlines()[-2]  # the last loss
     assert again.stdout.split("accuracy")[1] == first.stdout.split("accuracy")[1]
     assert "durable up to step 300" in again.stdout
+
+
+def test_a_runs_name_shows_up_everywhere(tmp_path):
+    arguments = ["--run-name", "my-cool-run-name", "--remote", tmp_path / "bucket", "--local-root", tmp_path / "runs"]
+    quiet = {"COMET_DISABLE_ANNOUNCEMENT": "1", "WANDB_ERROR_REPORTING": "false", "WANDB_DISABLE_GIT": "true"}
+    done = run_program("run_names.py", *arguments, folder=tmp_path / "out", environment=quiet)
+    assert done.returncode == 0, done.stderr
+    listed = [line.removeprefix("my-cool-run-name/") for line in done.stdout.splitlines() if "/" in line]
+    for expected in (
+        "checkpoints/ep2-ba16-rank0.pt",
+        "logs-rank0.txt",
+        "metrics-rank0.jsonl",
+        "notes/my-cool-run-name-foo-bar.txt",
+        "tensorboard/my-cool-run-name/events.out.tfevents",
+        "wandb/offline-run-",
+        "comet/",
+        "traces/ep0-ba4-rank0.json",
+        "torch_traces/rank0.4.pt.trace.json",
+    ):
+        assert any(path.startswith(expected) for path in listed), (expected, listed)

@@ -1,4 +1,4 @@
-"""``tests.training.digits`` on several ranks; ``--kill-rank R --kill-at B`` kills one of them in the midst of a batch."""
+"""``tests.training.digits`` on several ranks; ``--kill-rank R --kill-at B`` kills one of them within a batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from tests.training import digits
 def main(argv=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--kill-rank", type=int)
+    parser.add_argument("--only-first", action="store_true", help="not after torchrun has started it again")
     own, rest = parser.parse_known_args(argv)
     args = digits.arguments(rest)
     if own.kill_rank is not None and own.kill_rank != int(os.environ["RANK"]):
+        args.kill_at = None
+    if own.only_first and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         args.kill_at = None
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)

@@ -14,11 +14,13 @@ import sys
 import time
 import traceback
 import uuid
+from pathlib import Path
 
 PRELOADED = [
     "tests.training.digits",
     "tests.distributed.plain_loop",
     "tests.distributed.ddp_digits",
+    "tests.distributed.files_loop",
     "artifactsync.checkpoint.together",
     "torch.distributed.fsdp",
 ]
@@ -31,13 +33,13 @@ def free_port():
 
 
 def _run(target, argv, environment, log):
-    with open(log, "ab", buffering=0) as file:
+    with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     try:
         target(argv)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (told in its log)
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # a rank that failed does not wait for its threads: torchrun would kill them

@@ -12,14 +12,24 @@ import os
 import random
 import signal
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from artifactsync import ArtifactSyncError, Run
-from artifactsync.checkpoint import RngState
+from artifactsync.checkpoint import RngState, together
+from artifactsync.errors import RemoteUnreachableError
+from artifactsync.journal import part_publisher
+from artifactsync.journal import together as gathering
+from artifactsync.stores import open_store
+from artifactsync.testing import FaultyStore
 
 
 def model():
@@ -50,8 +60,6 @@ def digest(state):
 
 
 def whole(net, optimizer):
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
-
     return digest(get_model_state_dict(net)), digest(get_optimizer_state_dict(net, optimizer)["state"])
 
 
@@ -75,8 +83,6 @@ def arm(args, step, rank):
     """Have this very rank killed in the midst of the save of ``step``."""
     if args.kill_rank != rank or args.kill_at != step:
         return
-    from artifactsync.checkpoint import together
-    from artifactsync.journal import part_publisher, together as gathering
 
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -89,7 +95,25 @@ def arm(args, step, rank):
         gathering.gather = die
 
 
-def main(argv=None):
+def train(call, optimizer, step, rank):
+    """One optimizer step on this rank's share of a batch that depends on the step alone."""
+    batch = torch.randn(8, 10, generator=torch.Generator().manual_seed(step))
+    share = batch.chunk(distributed.get_world_size())[rank] if distributed.is_initialized() else batch
+    optimizer.zero_grad()
+    call(share).square().mean().backward()
+    optimizer.step()
+
+
+def sharded(net):
+    """FSDP2 over all ranks."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+
+
+def main(argv=None):  # noqa: C901, PLR0915  (a script)
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
@@ -101,14 +125,7 @@ def main(argv=None):
         distributed.init_process_group("gloo")
     net = model()
     if args.kind == "fsdp" and many:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-        for layer in net:
-            if isinstance(layer, nn.Linear):
-                fully_shard(layer, mesh=mesh)
-        fully_shard(net, mesh=mesh)
+        sharded(net)
     call = nn.parallel.DistributedDataParallel(net) if args.kind == "ddp" else net
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
@@ -119,40 +136,43 @@ def main(argv=None):
     }  # fmt: skip
     torch.manual_seed(100 + rank)
     random.seed(200 + rank)
-    errors, out = [], {"rank": rank}
+    errors, out, down = [], {"rank": rank}, threading.Event()
     remote = args.remote
     if args.down_rank == rank:
-        from artifactsync.stores import open_store
-        from artifactsync.testing import Fault, FaultyStore
 
-        store = FaultyStore(open_store(remote))
-        remote = store
-    with Run("many", remote=remote, local_root=args.local_root, part_timeout_s=args.part_timeout) as run:
-        resumed = run.resume(state, per_rank=["mine"])
-        out["resumed"] = None if resumed is None else resumed.step
-        out["mine"] = state["mine"]
-        out["at_start"] = whole(net, optimizer)
-        out["draw"] = [float(torch.rand(()))] if resumed else None
-        for step in range(progress["step"] + 1, args.until + 1):
-            arm(args, step, rank)
-            if args.down_rank == rank and step == args.kill_at:
-                store.plan.add(Fault.down()) if hasattr(Fault, "down") else None
-            batch = torch.randn(8, 10, generator=torch.Generator().manual_seed(step))
-            share = batch.chunk(distributed.get_world_size())[rank] if many else batch
-            optimizer.zero_grad()
-            call(share).square().mean().backward()
-            optimizer.step()
-            scheduler.step()
-            progress["step"] = step
-            if step in args.save_at:
-                pending = run.save(state, step=step, per_rank=["mine"])
-                try:
-                    out["files"] = [file.path for file in pending.result(90).files]
-                except ArtifactSyncError as error:
-                    errors.append(f"{type(error).__name__}: {error}")
-        out["at_end"] = whole(net, optimizer)
-        out["errors"] = errors
-        Path(args.out, f"rank{rank}.json").write_text(json.dumps(out))
+        def on_call(call):
+            if down.is_set():
+                raise RemoteUnreachableError(f"{call.key}: no route", url=args.remote)
+
+        remote = FaultyStore(open_store(args.remote), on_call=on_call)
+    try:
+        with Run("many", remote=remote, local_root=args.local_root, part_timeout_s=args.part_timeout) as run:
+            resumed = run.resume(state, per_rank=["mine"])
+            out["resumed"] = None if resumed is None else resumed.step
+            out["mine"] = state["mine"]
+            out["at_start"] = whole(net, optimizer)
+            out["draws"] = [float(torch.rand(())), random.random()]
+            for step in range(progress["step"] + 1, args.until + 1):
+                arm(args, step, rank)
+                if step == args.kill_at:
+                    down.set()
+                train(call, optimizer, step, rank)
+                scheduler.step()
+                progress["step"] = step
+                if step in args.save_at:
+                    before = time.monotonic()
+                    pending = run.save(state, step=step, per_rank=["mine"])
+                    try:
+                        out["files"] = [file.path for file in pending.result(90).files]
+                    except ArtifactSyncError as error:
+                        errors.append(f"{type(error).__name__}: {error}")
+                    out["seconds"] = time.monotonic() - before
+            out["next_draws"] = [float(torch.rand(())), random.random()]
+            out["at_end"] = whole(net, optimizer)
+    except ArtifactSyncError as error:
+        out["closing"] = f"{type(error).__name__}: {error}"
+    out["errors"] = errors
+    Path(args.out, f"rank{rank}.json").write_text(json.dumps(out))
     if many:
         distributed.destroy_process_group()
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from artifactsync import Run
+from tests.distributed.launch import PRELOADED
 from tests.training import digits
 
 _CASES = {
@@ -30,7 +31,7 @@ def train():
     A fork server that has imported torch already starts them: importing it costs more than training here.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.digits"])
+    context.set_forkserver_preload(PRELOADED)  # one server serves the whole session
 
     def start(arguments, *, remote, local_root, environment=None):
         arguments = ["--remote", str(remote), "--local-root", str(local_root), "--max-duration", "2ep", *arguments]

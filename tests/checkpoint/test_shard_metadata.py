@@ -1,0 +1,96 @@
+"""``.metadata`` is a pickle from a remote: nothing in it is run, and it cannot promise what its shards do not have."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from artifactsync.checkpoint.shard_metadata import read_metadata
+from artifactsync.errors import DamagedError
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+class Setting:
+    """Calls through an allowed class's attribute."""
+
+    def __reduce__(self):
+        return eval, ("1",)
+
+
+def metadata(*, name="__0_0.distcp", size=4, offset=0, length=16):
+    chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([size]))
+    tensor = TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size([size]), [chunk])
+    return Metadata({"w": tensor}, {"w": ("w",)}, {MetadataIndex("w", [0]): _StorageInfo(name, offset, length)})
+
+
+def written(tmp_path: Path, what) -> Path:
+    file = tmp_path / ".metadata"
+    file.write_bytes(pickle.dumps(what))
+    return file
+
+
+def test_what_dcp_writes_is_read(tmp_path):
+    read = read_metadata(written(tmp_path, metadata()), {"__0_0.distcp": 16})
+    assert read.state_dict_metadata["w"].size == torch.Size([4])
+    assert read.storage_data == metadata().storage_data
+
+
+@pytest.mark.parametrize("place", ["whole", "planner", "storage", "key"])
+def test_code_in_it_is_never_run(tmp_path, place):
+    target, bomb = tmp_path / "boom", Bomb(tmp_path / "boom")
+    what = metadata()
+    if place == "whole":
+        what = bomb
+    elif place == "planner":
+        what.planner_data = {"w": bomb}
+    elif place == "storage":
+        what.storage_data = {MetadataIndex("w"): bomb}
+    else:
+        what.state_dict_metadata = {"w": bomb}
+    with pytest.raises(DamagedError, match="does not belong there"):
+        read_metadata(written(tmp_path, what), {"__0_0.distcp": 16})
+    assert not target.exists()
+    with pytest.raises(DamagedError, match="does not belong there"):
+        read_metadata(written(tmp_path, Setting()), {})
+
+
+@pytest.mark.parametrize(
+    ("what", "because"),
+    [
+        (metadata(name="../../etc/passwd"), "no shard of this checkpoint"),
+        (metadata(offset=8), "lies outside"),
+        (metadata(offset=-1), "lies outside"),
+        (metadata(size=1 << 40), "more than there are"),
+        ({"w": 1}, "it is a dict"),
+        (b"\x80nonsense", "it is a bytes"),
+    ],
+)
+def test_what_does_not_fit_the_shards_is_damage(tmp_path, what, because):
+    with pytest.raises(DamagedError, match=because):
+        read_metadata(written(tmp_path, what), {"__0_0.distcp": 16})
+
+
+def test_half_of_it_is_damage(tmp_path):
+    file = written(tmp_path, metadata())
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DamagedError):
+        read_metadata(file, {"__0_0.distcp": 16})

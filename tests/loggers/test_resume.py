@@ -24,6 +24,7 @@ OFFLINE = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_DISABLE_GIT": "true",
     "COMET_DISABLE_ANNOUNCEMENT": "1",
+    "COMET_AUTO_LOG_ENV_DETAILS": "0",  # it asks the network where it is
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "OMP_NUM_THREADS": "1",

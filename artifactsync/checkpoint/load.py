@@ -19,9 +19,15 @@ from artifactsync.errors import ConfigurationError, DamagedError, ObjectNotFound
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
 
-def load_file(path: str | os.PathLike[str] | Path, *, map_location: Any = "cpu") -> Any:
+def load_file(
+    path: str | os.PathLike[str] | Path,
+    *,
+    map_location: Any = "cpu",
+    beside: Callable[[str], Path] | None = None,
+) -> Any:
     """Load a checkpoint file written by ``torch.save`` in its zip format, memory-mapped.
 
     If weights that did not change were kept apart (``frozen``), their file is looked for beside it, and both are
@@ -31,6 +37,7 @@ def load_file(path: str | os.PathLike[str] | Path, *, map_location: Any = "cpu")
         path: The file. It must not be changed in place while the loaded tensors live; replacing or deleting it is
             fine.
         map_location: As ``torch.load`` takes it.
+        beside: Brings a file that lies beside it, by its name; None looks in its folder.
 
     Raises:
         DamagedError: the bytes are not a whole checkpoint.
@@ -44,7 +51,7 @@ def load_file(path: str | os.PathLike[str] | Path, *, map_location: Any = "cpu")
     if not (isinstance(names, list) and all(isinstance(each, str) and is_frozen_name(each) for each in names)):
         raise _damaged(str(path), ValueError(f"{names!r} are no names of files"))
     folder = Path(path).parent
-    return join(loaded, [_load(folder / each, map_location) for each in names])
+    return join(loaded, [_load(beside(each) if beside else folder / each, map_location) for each in names])
 
 
 def _load(path: str | os.PathLike[str], map_location: Any) -> Any:

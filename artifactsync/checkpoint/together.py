@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.storage import WriteResult
 
+from artifactsync.checkpoint.frozen import is_frozen_name
 from artifactsync.checkpoint.load import load_file, restore
 from artifactsync.checkpoint.rng import RngState, seed_all
 from artifactsync.checkpoint.shard_metadata import NAME
@@ -412,7 +413,8 @@ def load_checkpoint(
             f"checkpoint {checkpoint.name!r} has no file of rank 0", hint="use Run.pull, and load it yourself"
         )
     wanted = [ranks[0]] + ([ranks[rank]] if rank and rank in ranks else [])
-    local = run.ensure_local(checkpoint, paths=wanted)
+    beside = [file.path for file in checkpoint.files if is_frozen_name(file.path.rpartition("/")[2])]
+    local = run.ensure_local(checkpoint, paths=wanted + beside)
     saved = load_file(local[ranks[0]], map_location=map_location)
     own = load_file(local[ranks[rank]], map_location=map_location) if rank and rank in ranks else {}
     left_out: frozenset[str] = frozenset()

@@ -128,9 +128,13 @@ def read_checkpoint(
         store = open_store(root, storage_options)
         try:
             with tempfile.TemporaryDirectory(prefix="artifactsync-") as folder:
-                local = Path(folder) / "checkpoint.pt"
-                download_file(store, name, local)
-                saved = load_file(local, map_location=map_location)  # stays mapped after its name is gone
+
+                def fetch(each: str) -> Path:
+                    download_file(store, each, Path(folder) / each)
+                    return Path(folder) / each
+
+                # It stays mapped after its name is gone.
+                saved = load_file(fetch(name), map_location=map_location, beside=fetch)
         finally:
             store.close()
     if not isinstance(saved, dict) or "model" not in saved:

@@ -169,3 +169,19 @@ def test_names_of_other_files_that_make_no_sense_are_damage(tmp_path, names):
     torch.save({"a": 1, NAMES: names}, tmp_path / "x.pt")
     with pytest.raises(DamagedError, match="no names of files"):
         load_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_file_that_is_named_brings_what_lies_beside_it(tmp_path, request, scheme):
+    from artifactsync.training.run_access import read_checkpoint  # noqa: PLC0415
+
+    cloud = request.getfixturevalue("s3") if scheme == "s3" else None
+    url = cloud.fresh_url() if cloud else f"file://{tmp_path}/remote"
+    options = cloud.storage_options if cloud else None
+    with Run("r", remote=url, storage_options=options, local_root=tmp_path / "runs") as run:
+        for step in (1, 2):
+            state = {"model": {"w": torch.ones(200, 300)}, "step": step}
+            run.save(state, step=step).result(30)
+    where = f"{url}/r/checkpoints/ep0-ba2-rank0.pt"
+    saved = read_checkpoint(where, run_name="r", storage_options=options, map_location="cpu")
+    assert _equal(saved, state)

@@ -58,6 +58,8 @@ class Flight:
     """What the checkpoint is called."""
     record: Callable[[Sequence[LocalFile]], None]
     """Told of the files once they are whole."""
+    splits: bool = True
+    """Whether weights that do not change may go to a file of their own."""
     has_replaced: bool = False
     """Whether another was given up for it."""
     files: Future[list[LocalFile]] = field(default_factory=Future)
@@ -196,7 +198,7 @@ class StateSaver:
         flight.check()
         beside: list[LocalFile] = []
         is_twin = self._watch.is_unchanged and image.sha256() == self._last_sha256
-        if groups and not is_twin:
+        if groups and flight.splits and not is_twin:
             main, parts = divide(state, groups)
             beside = [self._keep(part, flight) for part in parts]
             image = FileImage({**main, NAMES: [file.local.name for file in beside]})

@@ -134,7 +134,8 @@ def save_state(
 
         return run.save_prepared(prepare, step=step, name=name, epoch=epoch, batch=batch, metrics=metrics)
 
-    flight = Flight(local=local, path=path, name=label, record=record)
+    splits = getattr(run, "split_frozen", True)
+    flight = Flight(local=local, path=path, name=label, record=record, splits=splits)
     policy: Any = backpressure or getattr(run, "backpressure", "wait")
     optimizers = tuple(overlap) if isinstance(overlap, (list, tuple)) else (overlap,)
     pending = _saver_of(run).save(state, flight, link, submit, policy=policy, overlap=optimizers)

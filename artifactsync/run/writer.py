@@ -86,6 +86,8 @@ class Run(RunView):
         backpressure: What a save does while the snapshot before it is still being written to this disk: ``wait`` for
             it; ``skip`` this one, whose pending checkpoint then says so; or ``newest``, give the one before up, though
             never two running. Several ranks that save together always wait.
+        split_frozen: Weights that do not change from one ``save`` to the next go to a file of their own beside the
+            checkpoint's, and are sent once (from 32 MiB, and an eighth of the state); False keeps one file.
         ranks: Where several processes train together (torchrun, Slurm, Open MPI), ``all`` of them open the run, save
             and resume together, each what is its own, and rank 0 commits; or ``one`` process saves alone.
         part_timeout_s: Seconds that a rank's part of a checkpoint may take before the checkpoint is given up.
@@ -115,6 +117,7 @@ class Run(RunView):
         max_pending_files: int = 10_000,
         retention: RetentionPolicy | None = None,
         backpressure: Literal["wait", "skip", "newest"] = "wait",
+        split_frozen: bool = True,
         ranks: Literal["all", "one"] = "all",
         part_timeout_s: float = 1800.0,
     ) -> None:
@@ -133,6 +136,7 @@ class Run(RunView):
         self._patience = patience
         self._max_pending_files = max_pending_files
         self.backpressure = backpressure
+        self.split_frozen = split_frozen
         self._retention = retention
         self._lazy_queue: UploadQueue | None = None
         self._attempt: Attempt | Membership | None = None

@@ -266,8 +266,11 @@ class LocalStore:
             folder, fd = self._create(parts[:-1], temporary, stack)
             try:
                 try:
+                    written = 0
                     for chunk in body.chunks(_CHUNK_BYTES):
                         _write_all(fd, chunk)
+                        _begin_write_back(fd, written, len(chunk))
+                        written += len(chunk)
                     os.fsync(fd)
                 finally:
                     os.close(fd)
@@ -331,6 +334,16 @@ def _write_all(fd: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _begin_write_back(fd: int, start: int, length: int) -> None:
+    """Have the disk begin now, so that fsync finds little left to do.
+
+    ``DONTNEED`` starts the writing of dirty pages and drops clean ones alone.
+    Source: torvalds/linux, mm/fadvise.c ``generic_fadvise``, read 2026-11.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:

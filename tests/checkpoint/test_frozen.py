@@ -185,3 +185,10 @@ def test_a_file_that_is_named_brings_what_lies_beside_it(tmp_path, request, sche
     where = f"{url}/r/checkpoints/ep0-ba2-rank0.pt"
     saved = read_checkpoint(where, run_name="r", storage_options=options, map_location="cpu")
     assert _equal(saved, state)
+
+
+def test_one_file_for_those_who_want_one(tmp_path):
+    with Run("r", remote=f"file://{tmp_path}/remote", local_root=tmp_path / "runs", split_frozen=False) as run:
+        for step in (1, 2, 3):
+            made = run.save({"model": {"w": torch.ones(200, 300)}, "step": step}, step=step).result(30)
+            assert len(made.files) == 1

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     short_help="Make one page of a run: metrics, checkpoints, stalls.",
     epilog="""\b
 Examples:
-  artifactsync report 1657932618-infrared-ferret            writes 1657932618-infrared-ferret.html
+  artifactsync report 1657932618-infrared-ferret     writes <RUN>.html here
   artifactsync report 1657932618-infrared-ferret -o ferret.html
   artifactsync report 1657932618-infrared-ferret -o - > ferret.html
 """,

@@ -28,5 +28,5 @@ def test_what_goes_wrong_is_told(artifactsync: Command) -> None:
     assert "is a folder" in artifactsync("report", "digits", "-o", "folder", code=2).err
     assert "cannot write" in artifactsync("report", "digits", "-o", "none/x.html", code=2).err
     assert "both want stdout" in artifactsync("report", "digits", "-o", "-", "--json", code=2).out
-    assert artifactsync("report", "nobody", "--json", code=3).json["error"]["kind"] == "run_not_found"
+    assert artifactsync("report", "nobody", "--json", code=3).json["error"]["kind"] == "run-not-found"
     assert not (artifactsync.cwd / "nobody.html").exists()

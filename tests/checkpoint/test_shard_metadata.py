@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +19,9 @@ from torch.distributed.checkpoint.metadata import (
 
 from artifactsync.checkpoint.shard_metadata import read_metadata
 from artifactsync.errors import DamagedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Bomb:

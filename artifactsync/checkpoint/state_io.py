@@ -186,7 +186,7 @@ def resume_state(
         ConfigurationError: the checkpoint does not fit ``state``.
     """
     if getattr(run, "launch", None) is not None:
-        from artifactsync.checkpoint.together import resume_together  # noqa: PLC0415  (as above)
+        from artifactsync.checkpoint.resume_together import resume_together  # noqa: PLC0415  (as above)
 
         return resume_together(
             cast("Run", run), state, map_location=map_location, strict=strict, live=live, per_rank=per_rank
@@ -255,7 +255,7 @@ def _read(
 ) -> tuple[Resumed, Callable[[Any], object]]:
     """Read a checkpoint; also what puts it into live objects, but for shards, which are in ``live`` already."""
     if _is_of_many(checkpoint):
-        from artifactsync.checkpoint.together import load_checkpoint  # noqa: PLC0415  (torch.distributed takes long)
+        from artifactsync.checkpoint.resume_together import load_checkpoint  # noqa: PLC0415  (torch.distributed takes long)
 
         loaded = load_checkpoint(
             cast("Run", run), checkpoint, live, map_location=map_location, strict=strict, per_rank=per_rank

@@ -292,7 +292,7 @@ class Trainer:
             self._loaded = saved
         else:  # another number of ranks saved it
             state.load_state_dict({**saved, "train_dataloader": None}, strict=strict)
-            from artifactsync.checkpoint.together import reseed  # noqa: PLC0415  (torch.distributed takes long)
+            from artifactsync.checkpoint.resume_together import reseed  # noqa: PLC0415  (torch.distributed takes long)
 
             reseed(state.run_name, state.timestamp.batch, ranks.place.rank, ranks.place.world_size)
             if state.train_dataloader is not None:

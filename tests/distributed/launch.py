@@ -22,6 +22,7 @@ PRELOADED = [
     "tests.distributed.ddp_digits",
     "tests.distributed.files_loop",
     "artifactsync.checkpoint.together",
+    "artifactsync.checkpoint.resume_together",
     "torch.distributed.fsdp",
 ]
 

@@ -41,6 +41,7 @@ def _launch(rank, words):
     return made
 
 
+@pytest.mark.timeout(400)  # two cold starts of torch on each rank
 def test_under_a_real_torchrun_that_restarts_what_was_killed(tmp_path, digits_on):
     """One rank is killed; torchrun starts both again, which resume by name, and end as if nothing had been."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -66,7 +67,7 @@ def test_under_a_real_torchrun_that_restarts_what_was_killed(tmp_path, digits_on
         start_new_session=True,
     ) as process:
         try:
-            said, _ = process.communicate(timeout=110)
+            said, _ = process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise

@@ -8,6 +8,7 @@ Invariant: a rank that dies is waited for until the limit and then named; no oth
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -29,7 +30,9 @@ class GroupChannel:
 
     def __init__(self, run_name: str) -> None:
         _openings[run_name] += 1
-        self._prefix = f"artifactsync/{run_name}/{_openings[run_name]}"
+        # Started again by torchrun, ranks find the words of the dead ones in the same store: not in their own corner.
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._prefix = f"artifactsync/{start}/{run_name}/{_openings[run_name]}"
         self._store: Any = distributed_c10d._get_default_store()  # noqa: SLF001  (there is no public name for it)
         self._rounds: Counter[str] = Counter()
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -9,11 +9,13 @@ counted over all of them, and time is rank 0's.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -46,7 +48,7 @@ class Ranks:
         if self.place.world_size == 1:
             return
         if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            _init_process_group("nccl" if device.type == "cuda" else "gloo")
             self._is_group_ours = True
         self._control = distributed.new_group(backend="gloo")  # its numbers never wait for a device
 
@@ -165,6 +167,19 @@ class Ranks:
         if self._is_group_ours and distributed.is_initialized():
             distributed.destroy_process_group()
             self._is_group_ours = False
+
+
+def _init_process_group(backend: str) -> None:
+    """Begin the process group, in a corner of the launcher's store that no earlier start of it has written to.
+
+    torchrun (seen in 2.15) starts its workers again on the same store, where the dead ones' addresses still lie; a
+    group begun without a corner of its own connects to those, and hangs.
+    """
+    store, rank, size = next(iter(distributed.rendezvous("env://")))  # type: ignore[attr-defined]  # as init_process_group does it
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    distributed.init_process_group(
+        backend, store=PrefixStore(f"artifactsync/start{start}", store), rank=rank, world_size=size
+    )
 
 
 class _EveryNth(Sampler[int]):

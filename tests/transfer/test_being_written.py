@@ -88,8 +88,7 @@ def test_what_cannot_be_written_becomes_no_object_and_is_not_tried_again(writer,
 
 def test_a_remote_that_fails_gets_it_again_from_the_file(writer, s3, fault_proxy):
     cloud = fault_proxy(s3)
-    url = s3.fresh_url()
-    store = open_store(url, cloud.storage_options)
+    store = open_store(s3.fresh_url(), cloud.storage_options)
     with UploadQueue(store, patience=Patience(base_delay_s=0.01, max_delay_s=0.1)) as queue:
         cloud.proxy.cut()
         upload = queue.submit("run/x.pt", writer.folder / "x.pt", writing=writer.source)
@@ -98,7 +97,7 @@ def test_a_remote_that_fails_gets_it_again_from_the_file(writer, s3, fault_proxy
         (writer.folder / "x.pt").unlink()  # its bytes are held
         cloud.proxy.heal()
         assert upload.result(60).sha256 == SHA256
-    assert open_store(url, s3.storage_options).get("run/x.pt") == DATA
+    assert store.get("run/x.pt") == DATA
     store.close()
 
 

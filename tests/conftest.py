@@ -126,6 +126,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("aws-config", "aws-credentials", "rclone.conf"):
         (empty / name).touch()
     os.environ.update(
+        ARTIFACTSYNC_NOTICE="off",  # the machine that runs the tests may be a cloud's
         AWS_CONFIG_FILE=str(empty / "aws-config"),
         AWS_SHARED_CREDENTIALS_FILE=str(empty / "aws-credentials"),
         AWS_EC2_METADATA_DISABLED="true",

@@ -103,6 +103,7 @@ class Publisher:
         self._has_stepped_aside = False
         self._lock = threading.Lock()
         self._pending: list[PendingCheckpoint] = []
+        self._running: tuple[Label, _SoFar] | None = None
         self._intents = 0
         self._used: set[str] = set()
 
@@ -156,6 +157,20 @@ class Publisher:
         with self._lock:
             self._pending = [p for p in self._pending if not p.done()]
         return failures
+
+    def make_way(self) -> None:
+        """Give everything up that is on its way but the checkpoint of the greatest step, which has the line for itself.
+
+        What is given up fails, and can be submitted again.
+        """
+        pending = self.pending()
+        newest = max(pending, key=lambda p: p.label.step, default=None)
+        for other in pending:
+            if other is not newest:
+                other.cancel()
+        running = self._running
+        is_newest = running is not None and newest is not None and running[0] is newest.label
+        self._queue.give_up_all_but(list(running[1].uploads.values()) if running and is_newest else [])
 
     def close(self) -> None:
         """Accept no more; what has begun goes on in the background, what has not is cancelled."""
@@ -372,7 +387,11 @@ class Publisher:
         gather: Callable[[], tuple[Sequence[LocalFile], Sequence[CheckpointFile]]] | None,
         so_far: _SoFar,
     ) -> Checkpoint:
-        checkpoint = self._publish(prepare, label, timing, gather, so_far)
+        self._running = (label, so_far)
+        try:
+            checkpoint = self._publish(prepare, label, timing, gather, so_far)
+        finally:
+            self._running = None
         if self._after_commit is not None:
             try:
                 self._after_commit()

@@ -383,6 +383,7 @@ class Run(RunView):
         batch: int | None = None,
         metrics: Mapping[str, float] | None = None,
         contribution: Contribution | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> PendingCheckpoint:
         """Publish files that are still to be written: ``prepare`` writes them on the publication thread.
 
@@ -395,6 +396,8 @@ class Run(RunView):
             batch: ″
             metrics: ″
             contribution: What else this rank says or does, where several save together.
+            confirm: Called when every file is durable and nothing is committed yet; raises if the files are not what
+                they were taken for. Only where one process saves alone.
 
         Raises:
             RunFencedError: a later attempt owns the run.
@@ -407,7 +410,8 @@ class Run(RunView):
         if isinstance(publisher, PartPublisher):
             pending = publisher.submit(prepare, label, contribution=contribution)
         elif self._gatherings is None:
-            pending = publisher.submit(prepare, label)
+            gather = None if confirm is None else functools.partial(_confirmed, confirm)
+            pending = publisher.submit(prepare, label, gather=gather)
         else:
             gatherings, gathering = self._gatherings, self._gatherings.begin(label)
             gather = functools.partial(gatherings.gather, gathering, contribution or Contribution())
@@ -548,6 +552,15 @@ class Run(RunView):
             orphans_age_s=orphans_age_s,
         )
 
+    def make_way(self) -> None:
+        """Give the newest checkpoint the line for itself: everything else that is on its way is given up, and fails.
+
+        For a process that has not long to live. What was given up can be handed over again afterwards.
+        """
+        publisher = self._writable()._publisher  # noqa: SLF001 - its own
+        if isinstance(publisher, Publisher):
+            publisher.make_way()
+
     def wait(self, timeout: float | None = None) -> None:
         """Wait until everything handed over is durable and committed.
 
@@ -609,19 +622,48 @@ class Run(RunView):
                     url=self.remote,
                 )
         finally:
-            if self._attempt:
-                self._publisher.close()
-                self._patient.give_up()
-                if self._heart:
-                    self._heart.stop()
-            try:
-                if self._lazy_queue:
-                    self._lazy_queue.close(0)
-            except ArtifactSyncError:  # told by wait above
-                pass
-            finally:
-                if self._is_store_ours:
-                    self._store.close()
+            self._release()
+
+    def end(self, timeout: float, *, state: FinishState) -> None:
+        """Write down how the run ended, and release what is held, whatever is not durable. Idempotent.
+
+        For a process that has not long to live, after ``wait``: logs stay in their segments, for the next attempt.
+
+        Args:
+            timeout: Seconds that the record may take.
+            state: What it says.
+
+        Raises:
+            WaitTimeoutError: it could not be written in time; nothing is lost by that.
+            RunFencedError: a later attempt owns the run.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        open_runs.discard(self)
+        attempt = self._attempt
+        try:
+            if attempt and not attempt.is_finished:
+                give_up_at = time.monotonic() + timeout
+                end_within(give_up_at, lambda: attempt.finish(state), run_name=self.name, url=self.remote)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._attempt:
+            self._publisher.close()
+            self._patient.give_up()
+            if self._heart:
+                self._heart.stop()
+        try:
+            if self._lazy_queue:
+                self._lazy_queue.close(0)
+        except ArtifactSyncError:  # told by wait before
+            pass
+        finally:
+            if self._is_store_ours:
+                self._store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -710,6 +752,12 @@ class Run(RunView):
             raise ConfigurationError(
                 f"{file} does not lie below {self.local_dir}", hint="give {path below the run: local path} instead"
             ) from error
+
+
+def _confirmed(confirm: Callable[[], None]) -> tuple[Sequence[LocalFile], Sequence[CheckpointFile]]:
+    """``confirm`` in the place where other ranks would contribute, which nobody does here."""
+    confirm()
+    return (), ()
 
 
 def _is_ours(file: Path) -> bool:

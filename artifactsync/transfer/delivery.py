@@ -161,3 +161,5 @@ class Delivery:
     def _check_abort(self, upload: Upload) -> None:
         if self._backlog.is_aborted:
             raise UploadError(f"the uploader was closed before {upload.key} was durable")
+        if upload.is_given_up:
+            raise UploadError(f"the upload of {upload.key} was given up before it was durable")

@@ -31,7 +31,7 @@ from artifactsync.transfer.upload import Upload, UploadedFile, UploadStatus
 from artifactsync.transfer.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from typing_extensions import Self
 
@@ -242,6 +242,18 @@ class UploadQueue:
             at_exit.forget(self)
             raise
         at_exit.forget(self)
+
+    def give_up_all_but(self, kept: Collection[Upload]) -> None:
+        """Give up every other upload; those that run stop at their next chunk. ``wait`` does not raise them.
+
+        More can be submitted afterwards: it is how one upload gets the line for itself.
+        """
+        with self._backlog.held():
+            for upload in self._backlog.schedule.pending():
+                if upload not in kept and not self._backlog.cancel(upload):
+                    upload.is_given_up = upload.reported = True
+            self._backlog.schedule.hurry()
+            self._backlog.changed.notify_all()
 
     def abort(self) -> None:
         """Give up everything that is not durable, at once; running uploads stop at their next chunk."""

@@ -107,6 +107,7 @@ class Upload:
         self.moved_bytes = 0  # of the running try
         self.may_be_there = False  # a create-only try may have been applied
         self.reported = False  # its failure was raised in a caller
+        self.is_given_up = False  # it stops at its next chunk
         self.future: futures.Future[UploadedFile] = futures.Future()
         self._pid = os.getpid()
         self._cancel = cancel

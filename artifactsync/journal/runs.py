@@ -1,29 +1,28 @@
-"""The runs under a remote: one line for each, from one listing and one record a run.
+"""The runs under a remote: one line for each, from one listing of their names and three or four small reads a run.
+
+However many checkpoints and files a run has, it costs the same: nothing below the runs' names is listed.
 
 Invariant: a run that cannot be read (damaged, or of a newer format) is listed as ``unknown``; it never hides others.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import DamagedError, NewerFormatError, RunNameError
+from artifactsync.errors import DamagedError, NewerFormatError, ObjectNotFoundError, RunNameError
 from artifactsync.journal.heartbeat import INTERVAL_S
-from artifactsync.journal.log import JournalLog, Slot, seq_of
+from artifactsync.journal.log import JournalLog, Slot
 from artifactsync.journal.record import Kind
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.naming import validate_run_name
-from artifactsync.naming.layout import RunLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from artifactsync.stores.protocol import Store
 
-    from artifactsync.stores.protocol import ObjectInfo, Store
-
-_THREADS = 16
+_THREADS = 32  # they wait for answers: 0.2 ms of a core for each, 30 ms of time on a real network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,8 @@ class RunSummary:
     checkpoints: int
     """How many are committed and not retired."""
     bytes: int
-    """Length of all its objects but house-keeping."""
+    """Length of the files of these checkpoints, each once; where there is none, of all that lies in the run's folder
+    but house-keeping."""
     state: str
     """``running``, ``completed``, ``preempted``, ``failed`` or ``unknown``."""
     last_commit_at: str | None
@@ -48,80 +48,50 @@ class RunSummary:
         return dict(self.__dict__)
 
 
-@dataclass
-class _Found:
-    """What the listing says of one run."""
-
-    bytes: int = 0
-    newest_seq: int = 0
-    beat_at: datetime | None = None
-    is_arriving: bool = False
-    """Whether a copy to here has begun, and perhaps not ended."""
-
-
 def list_runs(store: Store) -> list[RunSummary]:
-    """List the runs under a store's root, the newest commit first; runs without a commit last, by name.
-
-    One listing, and one record of each run, which is read while the listing goes on.
-    """
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="artifactsync-runs") as pool:
-        # By name, as a store that lists in no order may come back to a run: then the last look counts.
-        looks: dict[str, Future[RunSummary]] = {}
-        for name, found in _group(store.list()):
-            looks[name] = pool.submit(_summarise, store, name, found)
-        summaries = [looks[name].result() for name in sorted(looks)]
+    """List the runs under a store's root, the newest commit first; runs without a commit last, by name."""
+    names = sorted(name for name in store.list_folders() if _is_run_name(name))
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(names))), thread_name_prefix="artifactsync-runs") as pool:
+        found = pool.map(lambda name: _summarise(store, name), names)
+        summaries = [summary for summary in found if summary is not None]
     return sorted(summaries, key=lambda summary: summary.last_commit_at or "", reverse=True)
 
 
-def _group(objects: Iterable[ObjectInfo]) -> Iterator[tuple[str, _Found]]:
-    """Each run with what the listing says of it, as soon as the listing has gone on to the next one."""
-    found: dict[str, _Found] = {}
-    names: dict[str, RunLayout | None] = {}
-    current = ""
-    for info in objects:
-        name, slash, rest = info.key.partition("/")
-        if not slash or not rest:
-            continue
-        if name not in names:
-            names[name] = RunLayout(name) if _is_run_name(name) else None
-        layout = names[name]
-        if layout is None:
-            continue
-        if current and name != current:
-            yield current, replace(found[current])
-        current = name
-        _enter(found.setdefault(name, _Found()), info, layout)
-    if current:
-        yield current, found[current]
-
-
-def _enter(run: _Found, info: ObjectInfo, layout: RunLayout) -> None:
-    if not info.key.startswith(layout.house):
-        run.bytes += info.size_bytes
-    elif info.key.startswith(layout.journal):
-        run.newest_seq = max(run.newest_seq, seq_of(info.key[len(layout.journal) :]) or 0)
-    elif info.key == layout.heartbeat:
-        run.beat_at = info.modified_at
-    elif info.key == layout.copy_marker:
-        run.is_arriving = True
-
-
-def _summarise(store: Store, run_name: str, found: _Found) -> RunSummary:
+def _summarise(store: Store, run_name: str) -> RunSummary | None:
+    """One run; None if there is nothing of it."""
     log = JournalLog(store, run_name)
     try:
-        head = log.find_head() if found.is_arriving else log.read(found.newest_seq) if found.newest_seq else None
+        head = log.peek_head()
         committed_at = _newest_commit_at(log, head)
     except (DamagedError, NewerFormatError):
         head, committed_at = None, None
     totals = head.record.totals if head else {}
+    checkpoints, size_bytes = _count(totals.get("checkpoints")), _count(totals.get("bytes"))
+    if not checkpoints:
+        objects = list(store.list(log.layout.root))
+        if not objects:
+            return None
+        size_bytes = sum(info.size_bytes for info in objects if not info.key.startswith(log.layout.house))
     return RunSummary(
         run_name=run_name,
         last_step=totals.get("last_step"),
-        checkpoints=int(totals.get("checkpoints") or 0),
-        bytes=found.bytes,
-        state=state_of(head, beat_at=found.beat_at),
+        checkpoints=checkpoints,
+        bytes=size_bytes,
+        state=state_of(head, beat_at=_beat_at(log) if head and _is_in_doubt(head) else None),
         last_commit_at=committed_at,
     )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _beat_at(log: JournalLog) -> datetime | None:
+    """When the store got the newest sign of life."""
+    try:
+        return log.store.head(log.layout.heartbeat).modified_at
+    except ObjectNotFoundError:
+        return None
 
 
 def _newest_commit_at(log: JournalLog, head: Slot | None) -> str | None:
@@ -147,13 +117,25 @@ def state_of(head: Slot | None, *, beat_at: datetime | None) -> str:
     finished = _finished(head)
     if finished is not None:
         return finished if finished in {"completed", "preempted", "failed"} else "unknown"
-    owner = head.record.body.get("owner") if head.record.kind is Kind.RETIRE else head.record.writer
-    writer = WriterIdentity.from_json(owner if isinstance(owner, dict) else {})
+    writer = _owner(head)
     if writer.is_surely_alive():
         return "running"
     if writer.is_surely_dead() or beat_at is None:
         return "unknown"
     return "running" if datetime.now(timezone.utc) - beat_at < timedelta(seconds=3 * INTERVAL_S) else "unknown"
+
+
+def _is_in_doubt(head: Slot) -> bool:
+    """Whether only a sign of life can tell."""
+    if _finished(head) is not None:
+        return False
+    writer = _owner(head)
+    return not (writer.is_surely_alive() or writer.is_surely_dead())
+
+
+def _owner(head: Slot) -> WriterIdentity:
+    owner = head.record.body.get("owner") if head.record.kind is Kind.RETIRE else head.record.writer
+    return WriterIdentity.from_json(owner if isinstance(owner, dict) else {})
 
 
 def _finished(head: Slot) -> str | None:

@@ -137,15 +137,57 @@ def test_a_prune_in_between_changes_neither_owner_nor_end(log: JournalLog) -> No
     assert found.step == 2
 
 
-def test_ls_reads_one_record_of_each_run(store: Store) -> None:
+def test_ls_lists_names_and_reads_three_small_objects_of_each_run(store: Store) -> None:
     for number in range(5):
         log = JournalLog(store, f"run{number}", policy=IMPATIENT)
-        attempt = claim(log, writer=DEAD)
-        commit(attempt, 7)
-        if number % 2:
-            attempt.finish("completed")
+        grow(log, 150 if number == 4 else 7, ends=bool(number % 2))
     counting = FaultyStore(store)
-    runs = list_runs(counting)
-    assert [(run.last_step, bool(run.last_commit_at)) for run in runs] == [(7, True)] * 5
-    assert counting.calls["get"] == 5
-    assert counting.calls["list"] == 1
+    runs = {run.run_name: run for run in list_runs(counting)}
+    assert [(runs[f"run{n}"].last_step, runs[f"run{n}"].checkpoints) for n in (0, 4)] == [(7, 7), (150, 150)]
+    assert runs["run0"].bytes == 28  # 1 + 2 + ... + 7
+    assert {run.state for run in runs.values()} == {"preempted", "unknown"}
+    assert counting.calls == {"list_folders": 1, "get": 15}
+
+
+POINTERS = {
+    "missing": None,
+    "behind": {"seq": 3},
+    "at the first": {"seq": 1},
+    "one ahead": {"seq": 9},
+    "far ahead": {"seq": 10**25},
+    "of a copy": {"seq": 2, "copying_to": 8},
+    "negative": {"seq": -4},
+    "no number": {"seq": "8"},
+    "nonsense": ["seq"],
+}
+
+
+@pytest.mark.parametrize("pointer", POINTERS.values(), ids=POINTERS)
+def test_ls_shows_the_newest_record_whatever_the_pointer_says(log: JournalLog, store: Store, pointer: Any) -> None:
+    grow(log, 6, ends=True)
+    store.delete([log.layout.head])
+    if pointer is not None:
+        store.put(log.layout.head, json.dumps(pointer).encode())
+    assert [(run.last_step, run.state) for run in list_runs(store)] == [(6, "preempted")]
+    peeked, found = log.peek_head(), log.find_head()
+    assert peeked == found
+    assert peeked
+    assert peeked.record.seq == 8
+
+
+def test_ls_looks_past_a_damaged_record_to_which_the_pointer_points(log: JournalLog, store: Store) -> None:
+    grow(log, 6, ends=True)
+    store.put(log.layout.record(4), b"no record")
+    store.put(log.layout.head, json.dumps({"seq": 4}).encode())
+    assert [(run.last_step, run.state) for run in list_runs(store)] == [(6, "preempted")]
+    store.put(log.layout.record(8), b"no record")
+    assert [run.state for run in list_runs(store)] == ["unknown"]
+    assert log.layout.run_name == list_runs(store)[0].run_name
+
+
+def test_a_folder_with_nothing_in_it_is_no_run(store: Store, log: JournalLog) -> None:
+    grow(log, 1, ends=True)
+    store.put("notes/readme.md", b"12345")
+    store.put("not a run/x", b"1")
+    listed = {run.run_name: (run.bytes, run.checkpoints, run.state) for run in list_runs(store)}
+    assert listed == {"demo": (1, 1, "preempted"), "notes": (5, 0, "unknown")}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from artifactsync.cli.configuration import storage_options_for
 from artifactsync.cli.progress import byte_bar
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes, human_duration
+from artifactsync.naming.configuration import storage_options_for
 
 if TYPE_CHECKING:
     from artifactsync.cli.session import Session

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from artifactsync.cli.configuration import (
+from artifactsync.cli.messages import show_log_messages
+from artifactsync.cli.screen import Screen
+from artifactsync.naming.configuration import (
     Configuration,
     choose_local_root,
     choose_remote,
     find_configuration,
     storage_options_for,
 )
-from artifactsync.cli.messages import show_log_messages
-from artifactsync.cli.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from artifactsync.cli.configuration import (
+from artifactsync.naming.configuration import (
     Configuration,
     choose_local_root,
     choose_remote,

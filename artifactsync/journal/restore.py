@@ -147,12 +147,16 @@ class _Chooser:
         selection: What is wanted.
         run_name: The run.
         log: Where to pin and to read again; None does neither.
+        is_partial: The catalogue has the newest checkpoint alone: the rest is read when that one is damaged.
     """
 
-    def __init__(self, catalogue: Catalogue, selection: Selection, *, run_name: str, log: JournalLog | None) -> None:
+    def __init__(
+        self, catalogue: Catalogue, selection: Selection, *, run_name: str, log: JournalLog | None, is_partial: bool
+    ) -> None:
         self.fallback_from: str | None = None
         """The first checkpoint that was found damaged."""
         self._catalogue, self._selection, self._run_name, self._log = catalogue, selection, run_name, log
+        self._is_partial = is_partial
         self._keeper = PinKeeper(log.store, log.layout) if log else None
         self._damaged: dict[int, DamagedError] = {}
 
@@ -191,6 +195,8 @@ class _Chooser:
         if self._is_retired(checkpoint):
             return True, False
         self._damaged[checkpoint.seq] = error
+        if self._is_partial and self._log is not None:
+            self._catalogue, self._is_partial = self._log.read_catalogue(), False
         tried = candidates(self._catalogue, self._selection, run_name=self._run_name)
         if all(candidate.seq in self._damaged for candidate in tried):
             return False, True
@@ -203,6 +209,7 @@ class _Chooser:
             head = self._log.find_head()
             if head is not None and head.record.seq > self._catalogue.seq:
                 self._catalogue = self._log.fold(self._log.read_all(up_to=head.record.seq))
+                self._is_partial = False
         return all(live.seq != checkpoint.seq for live in self._catalogue.checkpoints)
 
 
@@ -215,6 +222,7 @@ def pull(
     catalogue: Catalogue,
     artifacts: Sequence[Artifact],
     log: JournalLog | None = None,
+    is_partial: bool = False,
     dry_run: bool = False,
     on_plan: Callable[[Sequence[PullItem]], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -230,6 +238,7 @@ def pull(
         catalogue: The run's journal.
         artifacts: The run's artifacts.
         log: Where to pin the checkpoint while it is being read, and to see whether it was retired; None does neither.
+        is_partial: The catalogue has the newest checkpoint alone; needs ``log``.
         dry_run: Say what would come, and do nothing.
         on_plan: Told what is about to come.
         on_progress: Told of bytes as they come.
@@ -252,7 +261,8 @@ def pull(
         )
     rest = [PullItem(key=a.key, path=a.path, size_bytes=a.size, sha256=None) for a in wanted]
     skipped_files = 0
-    with _Chooser(catalogue, selection, run_name=run_name, log=None if dry_run else log) as chooser:
+    pinning = None if dry_run else log
+    with _Chooser(catalogue, selection, run_name=run_name, log=pinning, is_partial=is_partial) as chooser:
         while True:
             checkpoint = chooser.choose()
             files = [file for file in checkpoint.files if selection.takes(file.path)] if checkpoint else []

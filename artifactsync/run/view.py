@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from artifactsync.errors import (
     RunNotFoundError,
 )
+from artifactsync.journal.catalogue import Catalogue
 from artifactsync.journal.contents import Artifact, Contents, read_contents
 from artifactsync.journal.copying import CopyReport, copy_run
 from artifactsync.journal.history import History
@@ -37,7 +38,7 @@ from artifactsync.transfer.pull import PullItem, pull_files
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from artifactsync.journal.catalogue import Catalogue, Checkpoint
+    from artifactsync.journal.catalogue import Checkpoint
     from artifactsync.stores.filesystem import StoreFileSystem
 
 
@@ -158,7 +159,8 @@ class RunView:
             exclude: Shell patterns of paths to leave.
             metric: What decides ``best``.
             mode: Whether the smallest or the greatest value is best.
-            only: ``checkpoints``, ``logs`` (everything else) or ``all``.
+            only: ``checkpoints``, ``logs`` (everything else) or ``all``. The latest checkpoint alone takes few requests
+                however long the run; what else is there is known only when the run's folder was listed.
             dry_run: Say what would come.
             **observers: ``on_plan``, ``on_progress``, ``on_fallback`` of ``journal.restore.pull``.
 
@@ -168,8 +170,10 @@ class RunView:
             DamagedError: bytes differ from what was committed, and there is nothing to fall back to.
             DestinationError, DiskFullError: the destination cannot be used; nothing half-written has a visible name.
         """
-        catalogue = self.catalogue()
-        contents = self._require(read_contents(self._store, self._layout, catalogue))
+        newest = self._newest_alone() if (checkpoint, only) == ("latest", "checkpoints") else None
+        catalogue = newest or self.catalogue()
+        nothing_else = Contents(artifacts=(), bytes=0, is_empty=False)
+        contents = nothing_else if newest else self._require(read_contents(self._store, self._layout, catalogue))
         return pull_run(
             self._store,
             self._layout,
@@ -185,9 +189,21 @@ class RunView:
             catalogue=catalogue,
             contents=contents,
             log=self._log,
+            is_partial=newest is not None,
             dry_run=dry_run,
             **observers,
         )
+
+    def _newest_alone(self) -> Catalogue | None:
+        """A catalogue of the checkpoint that a resume takes, and nothing else; None if there is none.
+
+        Told from the newest record: four requests however long the run.
+        """
+        head = self._log.find_head()
+        latest = latest_of(self._log, head)
+        if head is None or latest is None:
+            return None
+        return Catalogue(checkpoints=(latest,), attempt=head.record.attempt, seq=head.record.seq)
 
     def verify(self, *, deep: bool = False) -> VerifyReport:
         """Check that every committed file is there with its size; ``deep`` reads and hashes every byte.

@@ -195,6 +195,8 @@ def safe_local_path(destination: Path, path: str) -> Path:
 
 def fold_case(path: str) -> str:
     """A key under which two paths are equal if some common file system would take them for one file."""
+    if path.isascii():
+        return path.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
@@ -208,7 +210,10 @@ def _why_unsafe(path: str) -> str:
         (path.startswith("/"), "is absolute"),
         ("\\" in path, "has a backslash, which some systems read as a folder separator"),
         (re.match(r"^[A-Za-z]:", path), "begins with a drive letter"),
-        (any(unicodedata.category(c) in _INVISIBLE for c in path), "has control or invisible characters"),
+        (
+            not path.isprintable() and any(unicodedata.category(c) in _INVISIBLE for c in path),
+            "has control or invisible characters",
+        ),
     ):
         if is_bad:
             return reason

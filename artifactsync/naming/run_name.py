@@ -15,6 +15,7 @@ import re
 import threading
 import time
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,11 @@ def _is_one_of_many(environ: Mapping[str, str]) -> bool:
 
 def _why_invalid(name: object) -> str:
     """Say why ``name`` is no run name, or nothing if it is one."""
-    if not isinstance(name, str):
-        return f"is a {type(name).__name__}, not a string"
+    return _why_text_invalid(name) if isinstance(name, str) else f"is a {type(name).__name__}, not a string"
+
+
+@lru_cache(maxsize=64)  # asked for every file of a run
+def _why_text_invalid(name: str) -> str:
     bad = list(dict.fromkeys(re.findall(r"[^A-Za-z0-9._-]", name)))
     shown = " ".join(map(repr, bad[:_SHOWN_BAD_CHARS])) + (" …" if len(bad) > _SHOWN_BAD_CHARS else "")
     for is_bad, reason in (

@@ -1,8 +1,8 @@
 """Single requests to S3 with the whole answer in sight: status, headers, body.
 
-Owns: addressing, signing (botocore's signer), connections (botocore's), and what an answer other than success means.
-Does not own: which requests (``s3``), patience (``retry``), large uploads (obstore; see docs/design/005-retry-after.md
-for why these two ways).
+Owns: addressing, and what an answer other than success means. Does not own: signing (``s3_signature``), connections
+(``http_lines``), which requests (``s3``), patience (``retry``), large uploads (obstore; see
+docs/design/005-retry-after.md for why these two ways).
 
 Invariants: each request is sent once; ``Retry-After`` of a refusal reaches the error; every body goes with its
 sha256, so that a damaged one is refused by the service.
@@ -12,23 +12,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
-import socket
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 from artifactsync.errors import CredentialsError
 from artifactsync.stores.object import CONNECT_TIMEOUT_S, SHORT_TIMEOUT_S
 from artifactsync.stores.object_errors import Answer, from_botocore, printable_cause, region_of, retry_after_s, said_in
+from artifactsync.stores.s3_signature import sign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from artifactsync.errors import ArtifactSyncError
     from artifactsync.stores.credentials import S3Settings, SessionCredentials
+    from artifactsync.stores.http_lines import HttpLines, ProxyLines
 
 _LONG_TIMEOUT_S = 900  # for one body: 8 MiB at 10 kB/s
 _CONNECTIONS = 64  # kept; more threads than that open their own
@@ -72,10 +73,10 @@ class S3Wire:
         place = urlsplit(service_url)
         host = f"{bucket}.{place.netloc}" if is_virtual else place.netloc
         above = place.path.rstrip("/") + ("" if is_virtual else f"/{bucket}")
-        self._base = f"{place.scheme}://{host}{above}"
+        self._service = f"{place.scheme}://{host}"
+        self._base = quote(above, safe="/~%")
         self._lock = threading.Lock()
-        self._sessions: tuple[Any, Any] | None = None
-        self._pid = 0
+        self._lines: HttpLines | ProxyLines | None = None
 
     def send(
         self,
@@ -84,7 +85,6 @@ class S3Wire:
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
         is_create: bool = False,
         is_long: bool = False,
         also_fine: int | None = None,
@@ -96,7 +96,6 @@ class S3Wire:
             key: Of the object.
             body: All of it.
             headers: Beside those of the signature.
-            query: Parameters.
             is_create: A lost answer is an ``UnknownOutcomeError``.
             is_long: The body is large, or the service has long work to do: the patient time limit.
             also_fine: A status that is returned and not raised.
@@ -105,22 +104,21 @@ class S3Wire:
             ArtifactSyncError: see ``stores.object_errors``.
         """
         import botocore.exceptions  # noqa: PLC0415 loads the cloud library
-        from botocore.awsrequest import AWSRequest  # noqa: PLC0415
 
         url = f"{self._url}/{key}"
-        target = f"{self._base}/{quote(key, safe='/~')}" + (f"?{urlencode(query)}" if query else "")
-        fields = {"Accept-Encoding": "identity", **(headers or {})}
+        target = f"{self._base}/{quote(key, safe='/~')}"
         digest = hashlib.sha256(body)
-        if body and self._settings.checksum_algorithm:
-            fields["x-amz-checksum-sha256"] = base64.b64encode(digest.digest()).decode()
-        request = AWSRequest(method=method, url=target, data=body, headers=fields)
         try:
-            self._sign(request, digest.hexdigest())
-            answer = self._session(is_long=is_long).send(request.prepare())
+            lines = self._open_lines()
+            fields = {"Host": lines.host, "Accept-Encoding": "identity", **(headers or {})}
+            if body and self._settings.checksum_algorithm:
+                fields["x-amz-checksum-sha256"] = base64.b64encode(digest.digest()).decode()
+            fields |= self._signature(method, target, fields, digest.hexdigest())
+            answer = lines.send(method, target, fields, body, _LONG_TIMEOUT_S if is_long else SHORT_TIMEOUT_S)
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
             raise from_botocore(error, url=url, is_create=is_create) from printable_cause(error)
-        content = bytes(answer.content)
-        promised = answer.headers.get("Content-Length", "")
+        content = answer.content
+        promised = answer.headers.get("Content-Length") or ""
         if method != "HEAD" and promised.isdigit() and int(promised) != len(content):  # urllib3 has let such through
             raise Answer(url=url, detail="the connection broke off", is_create=is_create).error()
         is_fine = answer.status_code in _OK or answer.status_code == also_fine
@@ -131,42 +129,33 @@ class S3Wire:
     def close(self) -> None:
         """Close the connections."""
         with self._lock:
-            for session in self._sessions or ():
-                session.close()
-            self._sessions = None
+            lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
 
-    def _sign(self, request: Any, body_sha256: str) -> None:
-        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 loads the cloud library
-        from botocore.credentials import ReadOnlyCredentials  # noqa: PLC0415
-
+    def _signature(self, method: str, path: str, headers: Mapping[str, str], body_sha256: str) -> dict[str, str]:
         if self._credentials is None:
-            return
+            return {}
         keys = self._credentials()
         if not keys["access_key_id"]:
             raise CredentialsError(f"no AWS credentials found for {self._url}", url=self._url)
-        frozen = ReadOnlyCredentials(keys["access_key_id"], keys["secret_access_key"], keys["token"])
-        signer = S3SigV4Auth(frozen, "s3", self._settings.region)
-        signer.payload = lambda _: body_sha256  # it is known, and one pass over the bytes is enough
-        signer.add_auth(request)
+        return sign(method, path, headers, keys=keys, region=self._settings.region, body_sha256=body_sha256)
 
-    def _session(self, *, is_long: bool) -> Any:
-        from botocore.httpsession import URLLib3Session  # noqa: PLC0415 loads the cloud library
+    def _open_lines(self) -> HttpLines | ProxyLines:
+        from botocore.httpsession import get_cert_path  # noqa: PLC0415 loads the cloud library
         from botocore.utils import get_environ_proxies  # noqa: PLC0415
 
+        from artifactsync.stores.http_lines import HttpLines, ProxyLines  # noqa: PLC0415
+
         with self._lock:
-            if self._sessions is None or self._pid != os.getpid():  # a forked child must not share connections
-                short, patient = (
-                    URLLib3Session(
-                        verify=self._settings.ca_bundle or True,
-                        proxies=get_environ_proxies(self._base),
-                        timeout=(CONNECT_TIMEOUT_S, read_timeout_s),
-                        max_pool_connections=_CONNECTIONS,
-                        socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-                    )
-                    for read_timeout_s in (SHORT_TIMEOUT_S, _LONG_TIMEOUT_S)
+            if self._lines is None:
+                ca_file = self._settings.ca_bundle or get_cert_path(verify=True)
+                proxies = get_environ_proxies(self._service)
+                kind = partial(ProxyLines, proxies=proxies) if proxies else HttpLines
+                self._lines = kind(
+                    self._service, ca_file=ca_file, connect_timeout_s=CONNECT_TIMEOUT_S, keep=_CONNECTIONS
                 )
-                self._sessions, self._pid = (short, patient), os.getpid()
-            return self._sessions[is_long]
+            return self._lines
 
 
 def refusal(

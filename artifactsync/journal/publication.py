@@ -34,7 +34,7 @@ from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
 from artifactsync.journal.line import GaveWayError, Line
 from artifactsync.journal.pending import Label, LocalFile, PendingCheckpoint, SupersededError, local_files
 from artifactsync.journal.retention import would_keep
-from artifactsync.journal.reuse import copy_within, reuse
+from artifactsync.journal.reuse import KnownBytes, copy_within, reuse
 from artifactsync.journal.timing import SaveTiming
 from artifactsync.naming.layout import RunLayout, check_relative, sibling
 from artifactsync.stores.retry import RetryStore
@@ -106,6 +106,7 @@ class Publisher:
         self._running: tuple[Label, _SoFar] | None = None
         self._intents = 0
         self._used: set[str] = set()
+        self._known = KnownBytes()
 
     def submit(
         self,
@@ -240,7 +241,8 @@ class Publisher:
         What was committed before is looked for, and not verified once more: a prune may be deleting it, and then its
         record is met when this checkpoint is committed.
         """
-        plan = reuse([file for file in files if file.path not in so_far.keys], self._attempt.catalogue, self._asking)
+        known = self._known.update(self._attempt.catalogue)
+        plan = reuse([file for file in files if file.path not in so_far.keys], known, self._asking)
         entries.update({entry.path: entry for entry in plan.referenced})
         copied = {file.path: (file, origin) for file, origin in plan.copied}
         fresh = [

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import ArtifactSyncError, ObjectNotFoundError
@@ -24,6 +25,7 @@ from artifactsync.transfer.hashing import hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from artifactsync.journal.catalogue import Catalogue
     from artifactsync.journal.pending import LocalFile
@@ -33,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 _COPY_BYTES = 64 * 1024
 """Shorter files are sent: asking the store to copy costs as much."""
+
+_KEYS = 16
+"""So many of the newest keys with the same bytes are looked at before one more is noted: enough to meet it again."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,17 @@ class Reused:
     the same hash and begins with ``/``."""
 
 
-def reuse(files: Sequence[LocalFile], catalogue: Catalogue, store: Store) -> Reused:
+def reuse(files: Sequence[LocalFile], known: KnownBytes, store: Store) -> Reused:
     """Sort the files of a checkpoint. What is to be copied, or is equal to another, has its hash afterwards.
 
     A file that is still being written has no hash yet and is always sent: whoever writes it knows whether it may be
     equal to an earlier one, and then waits for the hash.
+
+    Args:
+        files: Of the checkpoint.
+        known: What the run has, as of now.
+        store: The remote.
     """
-    known = _Known(catalogue, store)
     referenced: list[CheckpointFile] = []
     sent: list[LocalFile] = []
     copied: list[tuple[LocalFile, str]] = []
@@ -67,10 +76,10 @@ def reuse(files: Sequence[LocalFile], catalogue: Catalogue, store: Store) -> Reu
         is_twin = sizes.count(file.size_bytes) > 1
         if file.sha256 is None and (is_twin or known.may_have(file)):
             file = dataclasses.replace(file, sha256=hash_file(file.local).sha256)  # noqa: PLW2901 the same, with its hash
-        if (entry := known.entry_at_its_path(file)) is not None:
+        if (entry := known.entry_at_its_path(file, store)) is not None:
             referenced.append(entry)
             continue
-        origin = known.key_of(file)
+        origin = known.key_of(file, store)
         bytes_of_it = (file.sha256 or "", file.size_bytes)
         if origin is None and file.sha256 and file.size_bytes >= _COPY_BYTES:
             origin = mine.get(bytes_of_it)
@@ -93,46 +102,72 @@ def copy_within(store: Store, origin: str, target: str) -> bool:
     return True
 
 
-class _Known:
+class KnownBytes:
     """What the commits of a run say of bytes; looked for on the remote, and not verified once more.
+
+    It grows with the run: one more commit costs what that commit has, however many were before.
 
     A prune may be deleting what is referenced: its record is met when the checkpoint is committed.
     """
 
-    def __init__(self, catalogue: Catalogue, store: Store) -> None:
-        self._store = store
-        self._at_path: dict[tuple[str, str, int], str] = {}
-        self._anywhere: dict[tuple[str, int], str] = {}
-        for checkpoint in catalogue.checkpoints:
+    def __init__(self) -> None:
+        self._seq = 0
+        self._retired_keys: AbstractSet[str] = frozenset()
+        self._at_path: dict[tuple[str, str, int], list[str]] = {}
+        self._anywhere: dict[tuple[str, int], list[str]] = {}
+        self._sizes_at_path: set[tuple[str, int]] = set()
+        self._sizes: set[int] = set()
+
+    def update(self, catalogue: Catalogue) -> KnownBytes:
+        """Enter what was committed, and heed what was given up, since the last time; returns itself."""
+        self._retired_keys = catalogue.retired_keys
+        newest_first = takewhile(lambda checkpoint: checkpoint.seq > self._seq, reversed(catalogue.checkpoints))
+        for checkpoint in reversed(list(newest_first)):
             for file in checkpoint.files:
-                if file.key not in catalogue.retired_keys:
-                    self._at_path[file.path, file.sha256, file.size] = file.key
-                    self._anywhere[file.sha256, file.size] = file.key
-        self._sizes_at_path = {(path, size) for path, _, size in self._at_path}
-        self._sizes = {size for _, size in self._anywhere if size >= _COPY_BYTES}
+                self._enter(file)
+        self._seq = max(self._seq, catalogue.seq)
+        return self
 
     def may_have(self, file: LocalFile) -> bool:
         """Whether a file of its length is known, so that its hash is worth knowing."""
         return (file.path, file.size_bytes) in self._sizes_at_path or file.size_bytes in self._sizes
 
-    def entry_at_its_path(self, file: LocalFile) -> CheckpointFile | None:
+    def entry_at_its_path(self, file: LocalFile, store: Store) -> CheckpointFile | None:
         """What a record may say of a file whose very bytes were committed at its path before."""
         if file.sha256 is None:
             return None
-        key = self._at_path.get((file.path, file.sha256, file.size_bytes))
-        if key is None or not self._is_there(key, file.size_bytes):
+        key = self._living(self._at_path.get((file.path, file.sha256, file.size_bytes)))
+        if key is None or not _is_there(store, key, file.size_bytes):
             return None
         return CheckpointFile(path=file.path, key=key, size=file.size_bytes, sha256=file.sha256)
 
-    def key_of(self, file: LocalFile) -> str | None:
+    def key_of(self, file: LocalFile, store: Store) -> str | None:
         """A key that has the bytes of a file, whatever its path."""
         if file.sha256 is None or file.size_bytes < _COPY_BYTES:
             return None
-        key = self._anywhere.get((file.sha256, file.size_bytes))
-        return key if key is not None and self._is_there(key, file.size_bytes) else None
+        key = self._living(self._anywhere.get((file.sha256, file.size_bytes)))
+        return key if key is not None and _is_there(store, key, file.size_bytes) else None
 
-    def _is_there(self, key: str, size_bytes: int) -> bool:
-        try:
-            return self._store.head(key).size_bytes == size_bytes
-        except ObjectNotFoundError:
-            return False
+    def _enter(self, file: CheckpointFile) -> None:
+        self._sizes_at_path.add((file.path, file.size))
+        if file.size >= _COPY_BYTES:
+            self._sizes.add(file.size)
+        for keys in (
+            self._at_path.setdefault((file.path, file.sha256, file.size), []),
+            self._anywhere.setdefault((file.sha256, file.size), []),
+        ):
+            if file.key not in keys[-_KEYS:]:
+                keys.append(file.key)
+
+    def _living(self, keys: list[str] | None) -> str | None:
+        """The newest key that no retirement names. One that does never ends, so it is forgotten."""
+        while keys and keys[-1] in self._retired_keys:
+            keys.pop()
+        return keys[-1] if keys else None
+
+
+def _is_there(store: Store, key: str, size_bytes: int) -> bool:
+    try:
+        return store.head(key).size_bytes == size_bytes
+    except ObjectNotFoundError:
+        return False

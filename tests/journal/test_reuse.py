@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from artifactsync import Run
 from artifactsync.errors import StoreError
+from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, Retirement
+from artifactsync.journal.pending import LocalFile
+from artifactsync.journal.reuse import KnownBytes
 from artifactsync.stores import open_store
 from artifactsync.testing import FaultyStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from artifactsync.testing import Call
@@ -101,3 +106,53 @@ def test_bytes_that_somebody_removed_are_sent_again(tmp_path: Path) -> None:
         remote.inner.delete([first.files[0].key])
         best = _save(run, 2, best=data)
         assert remote.inner.get(best.files[0].key) == data
+
+
+def _entry(path: str, digest: str, *, key: str | None = None, size: int = SIZE) -> CheckpointFile:
+    return CheckpointFile(path=path, key=key or f"r/{path}", size=size, sha256=digest)
+
+
+def _checkpoint(seq: int, *files: CheckpointFile) -> Checkpoint:
+    return Checkpoint(
+        name=f"s{seq}", step=seq, epoch=0, batch=seq, attempt=1, metrics={}, files=files, committed_at="", seq=seq
+    )
+
+
+def test_what_is_known_grows_with_the_run_and_forgets_what_is_given_up(tmp_path: Path) -> None:
+    store = open_store(f"file://{tmp_path}")
+    first, second = _entry("a.pt", "1"), _entry("b.pt", "1")
+    for entry in (first, second):
+        store.put(entry.key, bytes(SIZE))
+    local = LocalFile(path="a.pt", local=tmp_path / "a.pt", size_bytes=SIZE, sha256="1")
+    elsewhere = LocalFile(path="c.pt", local=tmp_path / "c.pt", size_bytes=SIZE, sha256="1")
+    known, catalogue = KnownBytes(), Catalogue()
+    assert not known.update(catalogue).may_have(local)
+    catalogue = catalogue.with_commit(_checkpoint(1, first))
+    catalogue = catalogue.with_commit(_checkpoint(2, second))
+    assert known.update(catalogue).may_have(local)
+    assert known.entry_at_its_path(local, store) == first
+    assert known.key_of(elsewhere, store) == second.key  # the newest
+    catalogue = catalogue.with_retirement(Retirement(commits=frozenset({2}), keys=frozenset({second.key}), seq=3))
+    assert known.update(catalogue).key_of(elsewhere, store) == first.key
+    catalogue = catalogue.with_retirement(Retirement(commits=frozenset({1}), keys=frozenset({first.key}), seq=4))
+    assert known.update(catalogue).key_of(elsewhere, store) is None
+    assert known.entry_at_its_path(local, store) is None
+    store.close()
+
+
+def test_a_commit_costs_the_same_however_many_were_before() -> None:
+    looked_at: list[int] = []
+
+    class Watched(tuple[CheckpointFile, ...]):
+        __slots__ = ()
+
+        def __iter__(self) -> Iterator[CheckpointFile]:
+            looked_at.append(1)
+            return super().__iter__()
+
+    every = tuple(replace(_checkpoint(n), files=Watched([_entry(f"{n}.pt", str(n))])) for n in range(1, 1001))
+    known = KnownBytes().update(Catalogue(checkpoints=every[:999], seq=999))
+    looked_at.clear()
+    known.update(Catalogue(checkpoints=every, seq=1000))
+    known.update(Catalogue(checkpoints=every, seq=1000))
+    assert len(looked_at) == 1

@@ -128,9 +128,9 @@ def _read(path: Path) -> str | None:
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
-        import tomllib
+        import tomllib  # noqa: PLC0415 - only where there is a file to read
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # noqa: PLC0415 - as above
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from artifactsync.errors import ConfigurationError
 from artifactsync.naming.configuration import (
     Configuration,
     choose_local_root,
@@ -11,7 +12,6 @@ from artifactsync.naming.configuration import (
     find_configuration,
     storage_options_for,
 )
-from artifactsync.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path

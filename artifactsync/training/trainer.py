@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from artifactsync.batch import grace_s, placement
+from artifactsync.batch import grace_s, job_env, placement
 from artifactsync.checkpoint.rng import seed_all
 from artifactsync.checkpoint.state_io import Resumed, resume_state
 from artifactsync.errors import ConfigurationError
@@ -79,8 +79,10 @@ class Trainer:
         save_retention: Which checkpoints are kept on the remote, applied behind the training loop after each commit;
             None keeps all.
         save_overwrite: Start a run anew that has checkpoints (theirs stay: a later attempt's win).
-        save_on_stop: On SIGTERM, finish the running batch, save, make it durable within ``ARTIFACTSYNC_GRACE_S``, note
-            that the run was preempted, and end by the signal. A handler of your own is left in place instead.
+        save_on_stop: On SIGTERM, on Slurm SIGUSR1 and its like too, and on EC2's, Google's or Azure's notice that the
+            machine is taken away: finish the running batch, save, make it durable within the notice and
+            ``ARTIFACTSYNC_GRACE_S``, note that the run was preempted, and end by the signal. A handler of your own is
+            left in place instead.
         autoresume: Continue the run of this name if it has a checkpoint, anywhere.
         load_path: Start from this checkpoint file, local or remote, if there is nothing to resume.
         load_weights_only: Take only the model from ``load_path``.
@@ -151,7 +153,7 @@ class Trainer:
     ) -> None:
         self._is_closed = False
         self._ignored = load_ignore_keys
-        self._stop = StopRequest(("SIGTERM",) if save_on_stop and placement().world_size == 1 else ())
+        self._stop = StopRequest(job_env() if save_on_stop and placement().world_size == 1 else None)
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
         self._steps_schedulers_every_batch = step_schedulers_every_batch
@@ -474,15 +476,16 @@ class Trainer:
         for callback in self.state.callbacks:
             if isinstance(callback, CheckpointSaver):
                 callback.save(self.state, self.logger)
-        self._abandon("preempted")
+        self._abandon("preempted", self._stop.left_s())
         self._stop.die()
 
-    def _abandon(self, how: FinishState = "failed") -> None:
+    def _abandon(self, how: FinishState = "failed", timeout_s: float | None = None) -> None:
         """After an error: write what there is within the grace period, and let the error go its way."""
         if self._is_closed:
             return
         self._is_closed = True
-        for close in (self._callbacks.close, self.logger.close, lambda: self._close_remotes(how, grace_s())):
+        limit_s = grace_s() if timeout_s is None else timeout_s
+        for close in (self._callbacks.close, self.logger.close, lambda: self._close_remotes(how, limit_s)):
             with suppress(Exception):  # the error that ended training must not be hidden
                 close()
 

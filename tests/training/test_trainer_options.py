@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader
 from artifactsync import Callback, Run, Trainer
 from artifactsync.errors import ConfigurationError
 from artifactsync.training.callbacks import WeightsExporter
+from tests.batch.metadata_servers import EC2
 from tests.training.digits import Digits
 
 
@@ -188,6 +192,38 @@ def test_a_stop_signal_saves_and_the_resumed_run_ends_the_same(tmp_path):
         straight.fit()
     pairs = zip(resumed.state.model.parameters(), straight.state.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_clouds_notice_saves_and_ends_by_sigterm(tmp_path):
+    program = (
+        "import sys, pathlib, threading\n"
+        "from artifactsync import Callback\n"
+        "from tests.training.test_trainer_options import _trainer\n"
+        "class Wait(Callback):\n"
+        "    def before_backward(self, state, logger):\n"
+        "        if state.timestamp.batch == 3:\n"
+        "            (watch,) = [each for each in threading.enumerate() if each.name == 'artifactsync-notice']\n"
+        "            watch.join(60)\n"
+        "_trainer(pathlib.Path(sys.argv[1]), callbacks=Wait(), max_duration='2ep', save_interval='2ep').fit()\n"
+    )
+    with EC2() as server:
+        server.action = json.dumps(
+            {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 100))}
+        )
+        machine = {"ARTIFACTSYNC_NOTICE": "aws", "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.url}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)],
+            check=False,
+            timeout=100,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **machine},
+        )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert "EC2 will terminate this spot instance, in " in done.stderr
+    run = Run("r", remote=tmp_path / "remote", read_only=True)
+    assert run.status().state == "preempted"
+    assert run.latest().step <= 4
 
 
 def test_a_handler_of_the_users_own_is_left_in_place(tmp_path):

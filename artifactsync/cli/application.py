@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from artifactsync._version import __version__
-from artifactsync.cli import completion, cp, doctor, ls, prune, pull, push, report, rm, status, verify
+from artifactsync.cli import completion, cp, doctor, ls, prune, pull, push, report, rm, run, status, verify
 from artifactsync.cli.failures import (
     INTERRUPTED_EXIT_CODE,
     OUTPUT_CLOSED_EXIT_CODE,
@@ -92,6 +92,7 @@ def cli(context: click.Context) -> None:
 
 
 for _command in (
+    run.command,
     ls.command,
     pull.command,
     push.command,

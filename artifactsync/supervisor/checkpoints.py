@@ -1,0 +1,314 @@
+"""Checkpoints that a command writes, published as they become whole.
+
+Owns: when a unit is published, with what beside it, and under which step. Does not own: what a unit is (``units``), how
+its bytes are held (``stash``), or the commit (``run``).
+
+A commit is what a restart needs: of every family of units the newest whole one. What was committed before is
+referenced, and not sent again. Its step is that of its newest unit, and never less than that of the commit before it:
+the newest in time is what a restart shall find. Older units that were passed over are committed by themselves, under
+their own step, when there is nothing else to do.
+
+Invariant: a commit is written only if every file of it was found whole, and is unchanged since.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import ArtifactSyncError, FileChangedError, NotDurableError, RunOwnedError
+from artifactsync.run import LocalFile
+from artifactsync.supervisor.stash import check_unchanged
+from artifactsync.supervisor.units import newest_of_each_family, step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from artifactsync.run import PendingCheckpoint, Run
+    from artifactsync.supervisor.stash import Stash
+    from artifactsync.supervisor.tree import Seen, Tree
+    from artifactsync.supervisor.units import Rules, Unit
+
+_MAX_WAITING = 3  # checkpoints that hold disk space while an older one is sent; beyond, the oldest gives way
+_COMPANY_S = 60.0  # how long a whole unit waits for one beside it that is being written
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Flight:
+    """A checkpoint on its way."""
+
+    name: str
+    step: int
+    units: Sequence[Unit]
+    fresh: Sequence[Unit]
+    """Those of its units that no flight before it had."""
+    held: Sequence[tuple[Path, Seen]]
+    pending: PendingCheckpoint
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of what is new in it."""
+        return sum(unit.size_bytes for unit in self.fresh)
+
+
+class Checkpoints:
+    """Publishes what a command writes.
+
+    Args:
+        run: Open for writing.
+        tree: Where the files are.
+        rules: What a checkpoint is.
+        stash: Where files on their way are held.
+        settle_s: How long a file must have been left alone.
+        step: Step of the checkpoint that was restored.
+    """
+
+    def __init__(self, run: Run, tree: Tree, rules: Rules, stash: Stash, *, settle_s: float, step: int = 0) -> None:
+        self._run, self._tree, self._rules, self._stash, self._settle_s = run, tree, rules, stash, settle_s
+        self._step, self._has_steps = step, False
+        self._complete: dict[str, tuple[tuple[str, Seen], ...]] = {}
+        self._sent: dict[str, tuple[tuple[str, Seen], ...]] = {}
+        self._steps: dict[str, int | None] = {}
+        self._last_steps: dict[str, int] = {}
+        self._digests: dict[str, tuple[Seen, str]] = {}
+        self._in_place: set[str] = set()
+        self._inodes: dict[str, Seen] = {}
+        self._names: Counter[str] = Counter()
+        self._retry_at: dict[str, float] = {}
+        self._flights: list[Flight] = []
+        self.last: Flight | None = None
+        """The newest that was handed over."""
+        self.durable: Flight | None = None
+        """The newest that was committed."""
+        self.lost_run: RunOwnedError | None = None
+        """Set once another process has taken the run over."""
+
+    def adopt(self, files: Mapping[str, str], seen: Mapping[str, Seen]) -> None:
+        """Take files for what is on the remote already: path → sha256, as they were restored."""
+        self._digests.update({path: (seen[path], sha256) for path, sha256 in files.items() if path in seen})
+        for unit in self._rules.units({path: seen[path] for path in files if path in seen}):
+            self._sent[unit.path] = self._complete[unit.path] = unit.files
+
+    @property
+    def unit_paths(self) -> Mapping[str, tuple[tuple[str, Seen], ...]]:
+        """What was handed over, by unit."""
+        return self._sent
+
+    def flights(self) -> list[Flight]:
+        """What is on its way."""
+        return [flight for flight in self._flights if not flight.pending.done()]
+
+    def look(
+        self,
+        units: Sequence[Unit],
+        changed_at: Mapping[str, float],
+        now: float,
+        *,
+        is_dead: bool = False,
+        is_over: bool = False,
+    ) -> None:
+        """Publish what has become whole.
+
+        Args:
+            units: All that are there.
+            changed_at: When each file was last found changed.
+            now: On the same clock.
+            is_dead: The command has ended: nobody writes any more.
+            is_over: And it has ended well.
+        """
+        self._settle()
+        whole, torn = self._sort(units, changed_at, now, is_dead=is_dead, is_over=is_over)
+        fresh = self._fresh(whole, torn, changed_at, now, is_dead=is_dead, is_over=is_over)
+        if fresh:
+            left_out = {unit.path for unit in whole if self._sent.get(unit.path) != unit.files} - {
+                f.path for f in fresh
+            }
+            units = newest_of_each_family(unit for unit in whole if unit.path not in left_out)
+            steps = [step for unit in fresh if (step := self._step_of(unit)) is not None]
+            self._has_steps = self._has_steps or bool(steps)
+            self._step = max(self._step, *steps) if steps else self._step + (not self._has_steps)
+            self.last = self._publish(units, fresh, self._step, now, is_dead=is_dead) or self.last
+        elif not self.flights():
+            self._publish_older(whole, now, is_dead=is_dead)
+
+    def _publish_older(self, whole: Sequence[Unit], now: float, *, is_dead: bool) -> None:
+        """One unit that a newer one of its family overtook before it could be sent, under its own step."""
+        newest = {unit.path for unit in newest_of_each_family(whole)}
+        for unit in sorted(whole, key=lambda unit: unit.newest_ns, reverse=True):
+            step = self._step_of(unit)
+            is_older = unit.path not in newest and self._sent.get(unit.path) != unit.files
+            if is_older and step is not None and step < self._step and self._retry_at.get(unit.path, now) <= now:
+                self._publish([unit], [unit], step, now, is_dead=is_dead)
+                return
+
+    def _sort(
+        self, units: Sequence[Unit], changed_at: Mapping[str, float], now: float, *, is_dead: bool, is_over: bool
+    ) -> tuple[list[Unit], list[Unit]]:
+        whole, torn = [], []
+        settle_s = 0.0 if is_dead else self._settle_s
+        for unit in units:
+            quiet_s = now - max(changed_at.get(path, 0.0) for path, _ in unit.files)
+            is_known = self._complete.get(unit.path) == unit.files
+            if is_known or self._rules.is_complete(
+                unit, self._tree, quiet_s=quiet_s, settle_s=settle_s, is_over=is_over
+            ):
+                self._complete[unit.path] = unit.files
+                whole.append(unit)
+            else:
+                torn.append(unit)
+        return whole, torn
+
+    def _fresh(
+        self,
+        whole: Sequence[Unit],
+        torn: Sequence[Unit],
+        changed_at: Mapping[str, float],
+        now: float,
+        *,
+        is_dead: bool,
+        is_over: bool,
+    ) -> list[Unit]:
+        """Units to publish now: new, whole, and without one beside them that belongs to them and is not there yet."""
+        found = [unit for unit in newest_of_each_family(whole) if self._sent.get(unit.path) != unit.files]
+        found = [unit for unit in found if self._retry_at.get(unit.path, now) <= now or is_dead]
+        if not found or is_over:
+            return found
+        waits = {(_folder(unit), None if unit.is_folder else step_of(unit, self._tree)) for unit in torn}
+        there = {unit.family for unit in found}
+        kept = []
+        for unit in found:
+            step, folder = self._step_of(unit), _folder(unit)
+            is_waiting = self._misses_partner(unit, there) or any(p == folder and s in {step, None} for p, s in waits)
+            age_s = now - max(changed_at.get(path, 0.0) for path, _ in unit.files)
+            if not is_waiting or (not is_dead and age_s > _COMPANY_S):
+                kept.append(unit)
+        return kept
+
+    def _misses_partner(self, unit: Unit, there: set[str]) -> bool:
+        """Whether files of one step, as ``model-500.pt`` and ``optimizer-500.pt``, came together before, and not now."""
+        last = self._last_steps.get(unit.family)
+        return last is not None and any(
+            step == last and other not in there and _is_numbered(other)
+            for other, step in self._last_steps.items()
+            if other != unit.family and _is_numbered(unit.family) and _parent(other) == _parent(unit.family)
+        )
+
+    def _publish(
+        self, units: Sequence[Unit], fresh: Sequence[Unit], step: int, now: float, *, is_dead: bool
+    ) -> Flight | None:
+        """Hold the files fast and hand them over; None if they have changed meanwhile, or the run is lost."""
+        held = self._hold(units, fresh, now, is_dead=is_dead)
+        if held is None:
+            return None
+        files = [(path, seen) for unit in units for path, seen in unit.files]
+        described = [
+            LocalFile(path=path, local=at, size_bytes=seen.size, sha256=self._known_digest(path, seen))
+            for (path, seen), (at, _) in zip(files, held, strict=True)
+        ]
+
+        def confirm() -> None:
+            for at, seen in held:
+                check_unchanged(at, seen)
+
+        stem = fresh[-1].name
+        self._names[stem] += 1
+        name = stem if self._names[stem] == 1 else f"{stem}@{self._names[stem]}"
+        try:
+            pending = self._run.save_prepared(lambda: described, step=step, name=name, confirm=confirm)
+        except RunOwnedError as error:
+            self.lost_run = error
+            self._stash.release(path for path, _ in held)
+            return None
+        for unit in units:
+            self._sent[unit.path] = unit.files
+            if (known := self._step_of(unit)) is not None:
+                self._last_steps[unit.family] = max(known, self._last_steps.get(unit.family, 0))
+        flight = Flight(name, step, units, fresh, held, pending)
+        self._flights.append(flight)
+        waiting = self.flights()[1:-1]
+        while len(waiting) > _MAX_WAITING:
+            waiting.pop(0).pending.cancel()
+        return flight
+
+    def _hold(
+        self, units: Sequence[Unit], fresh: Sequence[Unit], now: float, *, is_dead: bool
+    ) -> list[tuple[Path, Seen]] | None:
+        for unit in units:
+            for path, seen in unit.files:
+                known = self._inodes.get(path)
+                if known is not None and known.inode == seen.inode and known != seen:
+                    self._in_place.add(path)
+                self._inodes[path] = seen
+        held: list[tuple[Path, Seen]] = []
+        try:
+            for unit in units:
+                copy = not is_dead and unit in fresh and any(path in self._in_place for path, _ in unit.files)
+                held += self._stash.take([(self._tree.local(p), seen) for p, seen in unit.files], copy=copy)
+        except (FileChangedError, OSError) as error:
+            self._stash.release(path for path, _ in held)
+            if not isinstance(error, FileChangedError):
+                _log.warning("a checkpoint cannot be held fast for its upload: %s", error)
+            for unit in fresh:
+                self._retry_at[unit.path] = now + self._settle_s
+                self._in_place.update(path for path, _ in unit.files)
+            return None
+        return held
+
+    def _settle(self) -> None:
+        """Take note of what became durable, and of what did not."""
+        for flight in list(self._flights):
+            if not flight.pending.done():
+                continue
+            self._flights.remove(flight)
+            self._stash.release(path for path, _ in flight.held)
+            error = flight.pending.exception(0)
+            if error is None:
+                self._note_durable(flight)
+                continue
+            if isinstance(error, RunOwnedError):
+                self.lost_run = error
+            elif not isinstance(error, NotDurableError):
+                _log.debug("checkpoint %s: %s", flight.name, error)
+            for unit in flight.fresh:
+                if self._sent.get(unit.path) == unit.files:  # no newer version was handed over: again
+                    del self._sent[unit.path]
+                    self._retry_at[unit.path] = 0.0
+                if isinstance(error, ArtifactSyncError) and not isinstance(error, NotDurableError):
+                    self._in_place.update(path for path, _ in unit.files)
+
+    def _note_durable(self, flight: Flight) -> None:
+        if self.durable is None or (flight.step, flight.name) != (self.durable.step, self.durable.name):
+            self.durable = flight if self.durable is None or flight.step >= self.durable.step else self.durable
+        by_path = {file.path: file.sha256 for file in flight.pending.result(0).files}
+        for unit in flight.units:
+            self._digests.update({path: (seen, by_path[path]) for path, seen in unit.files if path in by_path})
+
+    def _known_digest(self, path: str, seen: Seen) -> str | None:
+        known = self._digests.get(path)
+        return known[1] if known is not None and known[0] == seen else None
+
+    def _step_of(self, unit: Unit) -> int | None:
+        key = f"{unit.path}\n{unit.newest_ns}"
+        if key not in self._steps:
+            if len(self._steps) > 10_000:  # noqa: PLR2004 - a bound, of no meaning
+                self._steps.clear()
+            self._steps[key] = step_of(unit, self._tree)
+        return self._steps[key]
+
+
+def _folder(unit: Unit) -> str:
+    return _parent(unit.path)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _is_numbered(family: str) -> bool:
+    """Whether each step has a name of its own."""
+    return "#" in family.rpartition("/")[2]

@@ -1,0 +1,330 @@
+"""A command from its start to the last byte of its run on the remote.
+
+Owns: the order of things: claim, restore, start, watch, stop, drain, end. Does not own: any of them.
+
+Invariants: the command is never started without the run being ours; it has ended before the last look; the process ends
+within its grace, whatever the remote does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import ArtifactSyncError, ConfigurationError, RunOwnedError
+from artifactsync.supervisor.checkpoints import Checkpoints
+from artifactsync.supervisor.child import NOT_EXECUTABLE_EXIT_CODE, NOT_FOUND_EXIT_CODE, Child
+from artifactsync.supervisor.deadline import Deadline
+from artifactsync.supervisor.mirror import Mirror
+from artifactsync.supervisor.output import Output
+from artifactsync.supervisor.restore import Restored, restore, set_torn_aside
+from artifactsync.supervisor.stash import Stash
+from artifactsync.supervisor.tree import Seen, Tree
+from artifactsync.supervisor.units import Rules
+from artifactsync.supervisor.verdict import NOT_DURABLE_EXIT_CODE, Outcome, words
+from artifactsync.supervisor.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import FrameType
+
+    from artifactsync.run import Run
+
+HOUSE = Path(".artifactsync")
+"""Our folder in the working folder; no file in it is ever mirrored."""
+
+FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+"""Signals that the command gets too, and after which this process has not long to live."""
+
+_DRAIN_LOOK_S = 0.1
+_TELL_AFTER_S = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to run, and how."""
+
+    command: tuple[str, ...]
+    """The program and its arguments."""
+    work_dir: Path
+    """Where it runs; files keep their paths below it."""
+    watched: tuple[Path, ...] = ()
+    """Folders to watch; the working folder if there is none."""
+    checkpoint_patterns: tuple[str, ...] = ()
+    """Shell patterns of files and folders that are checkpoints, beside those that are known."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns of paths that are left alone."""
+    grace_s: float | None = None
+    """Seconds between a stop signal and the end of this process; None where nobody says."""
+    usual_grace_s: float = 30.0
+    """What is assumed then: Kubernetes' default, and less than most others'."""
+    settle_s: float = 1.0
+    """Seconds for which a file must have been left alone before it is taken for finished."""
+    rank: int = 0
+    """This node's number among those that run the command together, for the log's name."""
+    is_owner: bool = True
+    """Whether this process claims the run and commits; others of the same run push alone."""
+
+
+def check_command(command: tuple[str, ...], work_dir: Path) -> int:
+    """The exit code with which a shell would refuse the command; 0 if it can be started."""
+    program = command[0]
+    if shutil.which(program) is not None:
+        return 0
+    is_there = os.sep in program and (work_dir / program).exists()
+    return NOT_EXECUTABLE_EXIT_CODE if is_there else NOT_FOUND_EXIT_CODE
+
+
+def supervise(run: Run, settings: Settings, *, tell: Callable[[str], None]) -> Outcome:
+    """Run the command to its end, and its run to durability.
+
+    Args:
+        run: Open for writing (for reading where ``is_owner`` is False); it is closed.
+        settings: What to run.
+        tell: Says a line to the user.
+
+    Raises:
+        RunFencedError: another process took the run over; the command was ended.
+        ArtifactSyncError: the working folder cannot be restored; the command was not started.
+    """
+    try:
+        return _Supervision(run, settings, tell).run_to_end()
+    except BaseException:
+        with contextlib.suppress(ArtifactSyncError):
+            run.end(1.0, state="failed")
+        raise
+
+
+class _Supervision:
+    def __init__(self, run: Run, settings: Settings, tell: Callable[[str], None]) -> None:
+        self._run, self._settings, self._tell = run, settings, tell
+        self._house = settings.work_dir / HOUSE / "run" / run.name
+        self._tree = Tree(settings.work_dir, settings.watched, exclude=settings.exclude)
+        self._rules = Rules(settings.checkpoint_patterns)
+        self._log_path = f"logs-rank{settings.rank}.txt"
+        self._signals: list[int] = []
+        self._deadline = Deadline(settings.grace_s, usual_grace_s=settings.usual_grace_s)
+        self._wake_fd, self._waker_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
+        os.set_blocking(self._waker_fd, False)
+
+    def run_to_end(self) -> Outcome:
+        before, restored = self._prepare()
+        stash = Stash(self._house / "sending")
+        step = restored.checkpoint.step if restored.checkpoint else 0
+        self._checkpoints = Checkpoints(
+            self._run, self._tree, self._rules, stash, settle_s=self._settings.settle_s, step=step
+        )
+        self._mirror = Mirror(self._run, self._tree, settle_s=self._settings.settle_s)
+        there = self._tree.look()
+        self._checkpoints.adopt(restored.files, there)
+        self._mirror.adopt({path: there[path] for path in restored.logs if path in there}, time.monotonic())
+        watch = Watch(
+            self._run,
+            self._tree,
+            self._rules,
+            self._checkpoints,
+            self._mirror,
+            before=before,
+            on_lost=self._wake,
+        )
+        with self._handling_signals():
+            output = Output(self._tree.local(self._log_path), tell=self._tell)
+            child = Child(self._settings.command, self._environ(restored))
+            output.carry(child.stdout_fd, 1)
+            output.carry(child.stderr_fd, 2)
+            watch.start()
+            try:
+                self._attend(child, watch)
+            finally:
+                child.end()
+                output.finish()
+                watch.stop()
+            if child.error is not None:
+                self._tell(f"{self._settings.command[0]}: {os.strerror(child.error)}")
+            assert child.exit_code is not None, "it has ended"
+            try:
+                return self._drain(watch, child.exit_code)
+            finally:
+                stash.close()
+
+    def _prepare(self) -> tuple[Mapping[str, Seen], Restored]:
+        """Restore; say which files were there before the run first began here."""
+        known = _read_baseline(self._house / "before.json")
+        before = self._tree.look() if known is None else known
+        if known is None:
+            _write_baseline(self._house / "before.json", before)
+        if not self._settings.is_owner:
+            return before, Restored()
+        if self._run.attempt > 1:
+            own = {path: seen for path, seen in self._tree.look().items() if before.get(path) != seen}
+            aside = self._house / "displaced" / f"torn-{self._run.attempt}"
+            set_torn_aside(self._rules.units(own), self._rules, self._tree, aside=aside, tell=self._tell)
+        restored = restore(self._run, self._tree, stage=self._house / "restoring", tell=self._tell)
+        if restored.checkpoint is not None:
+            kept = f"; {len(restored.kept)} newer files here were kept" if restored.kept else ""
+            self._tell(
+                f"run {self._run.name}, attempt {self._run.attempt}: restored checkpoint {restored.checkpoint.name} "
+                f"(step {restored.checkpoint.step:,}) in {restored.seconds:.1f} s{kept}"
+            )
+        else:
+            self._tell(f"run {self._run.name}, attempt {self._run.attempt}")
+        return before, restored
+
+    def _environ(self, restored: Restored) -> dict[str, str]:
+        environ = dict(os.environ)
+        for name in ("RUN_NAME", "ARTIFACTSYNC_RUN_NAME"):
+            environ[name] = self._run.name
+        environ["ARTIFACTSYNC_ATTEMPT"] = str(self._run.attempt)
+        environ["ARTIFACTSYNC_SUPERVISED"] = "1"
+        environ.setdefault("PYTHONUNBUFFERED", "1")  # into a pipe Python would hold its output back
+        for name in ("ARTIFACTSYNC_RESUME_FROM", "ARTIFACTSYNC_RESUME_STEP"):
+            environ.pop(name, None)
+        if restored.checkpoint is not None:
+            stem = restored.checkpoint.name.partition("@")[0]
+            there = self._tree.look()
+            units = self._rules.units({f.path: there[f.path] for f in restored.checkpoint.files if f.path in there})
+            newest = next((unit for unit in units if unit.name == stem), None)
+            if newest is not None:
+                environ["ARTIFACTSYNC_RESUME_FROM"] = str(self._tree.local(newest.path))
+                environ["ARTIFACTSYNC_RESUME_STEP"] = str(restored.checkpoint.step)
+        return environ
+
+    def _attend(self, child: Child, watch: Watch) -> None:
+        """Until the command has ended: pass signals on, and end it in time."""
+        while True:
+            ready, _, _ = select.select([child.status_fd, self._wake_fd], [], [], self._deadline.next_s())
+            if child.status_fd in ready and child.listen():
+                return
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_fd, 4096)
+            while self._signals:
+                number = self._signals.pop(0)
+                if self._deadline.notice(signal.Signals(number).name):
+                    watch.hurry()
+                child.signal(number)
+            if self._checkpoints.lost_run is not None:
+                self._tell(f"{self._checkpoints.lost_run}; the command is ended")
+                child.kill()
+            newest = self._checkpoints.last
+            self._deadline.reserve(newest.size_bytes if newest else 0, watch.bytes_per_s)
+            if self._deadline.is_child_late():
+                self._tell("the command has not ended by itself, and is killed while there is time for its checkpoint")
+                child.kill()
+
+    def _drain(self, watch: Watch, code: int) -> Outcome:
+        """Make everything durable that there is time for, and write down how it ended."""
+        if self._checkpoints.lost_run is not None:
+            raise self._checkpoints.lost_run
+        began, has_told, is_given_up = time.monotonic(), False, False
+        while True:
+            watch.look(is_dead=True, is_over=code == 0)
+            if watch.is_idle or is_given_up:
+                break
+            if not has_told and time.monotonic() - began > _TELL_AFTER_S:
+                has_told = True
+                self._tell(f"waiting for {self._waiting()} (Ctrl-C gives up)")
+            select.select([self._wake_fd], [], [], min(_DRAIN_LOOK_S, self._deadline.next_s()))
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_fd, 4096)
+            for number in self._signals:
+                is_first = self._deadline.notice(signal.Signals(number).name)
+                if is_first and number != signal.SIGINT:
+                    watch.hurry()
+                else:
+                    is_given_up = True
+            self._signals.clear()
+            is_given_up = is_given_up or self._deadline.is_over()
+        return self._end(code, is_all=watch.is_idle)
+
+    def _end(self, code: int, *, is_all: bool) -> Outcome:
+        last, problem = self._checkpoints.last, ""
+        state = "preempted" if self._deadline.reason else "completed" if code == 0 else "failed"
+        assert state in {"preempted", "completed", "failed"}
+        try:
+            if is_all and not self._deadline.reason:
+                self._run.close(state=state)  # type: ignore[arg-type]  # the three words, as asserted
+            else:
+                self._run.end(self._deadline.end_s(), state=state)  # type: ignore[arg-type]  # as above
+        except RunOwnedError:
+            raise
+        except ArtifactSyncError as error:
+            problem = f" ({error})"
+        durable = self._run.latest() if self._settings.is_owner else None
+        is_last_durable = last is None or (
+            durable is not None
+            and (durable.attempt, durable.step, durable.name) == (self._run.attempt, last.step, last.name)
+        )
+        if not is_last_durable and last is not None and last.pending.done() and last.pending.exception(0) is None:
+            is_last_durable = True
+        missing = None if is_last_durable else last
+        files = self._mirror.pending_files
+        line = words(durable, missing, missing_files=files, mirrored_files=self._mirror.durable_files) + problem
+        if self._deadline.reason:
+            line = f"{self._deadline.reason}: {line}"
+        return Outcome(
+            run_name=self._run.name,
+            attempt=self._run.attempt,
+            exit_code=NOT_DURABLE_EXIT_CODE if missing is not None or files else code,
+            command_exit_code=code,
+            state=state,
+            durable=durable.name if durable else None,
+            durable_step=durable.step if durable else None,
+            missing=missing.name if missing else None,
+            missing_files=files,
+            line=line,
+        )
+
+    def _waiting(self) -> str:
+        status = self._run.status()
+        return f"{status.pending_files} file(s), {status.pending_bytes:,} bytes"
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._waker_fd, b"w")
+
+    @contextlib.contextmanager
+    def _handling_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._signals.append(number)
+            self._wake()
+
+        before = {}
+        for name in FORWARDED:
+            number = getattr(signal, name)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, for one
+                before[number] = signal.signal(number, note)
+        signal.set_wakeup_fd(-1)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _read_baseline(file: Path) -> dict[str, Seen] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {path: Seen(*numbers) for path, numbers in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _write_baseline(file: Path, seen: Mapping[str, Seen]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({p: [s.inode, s.size, s.mtime_ns] for p, s in seen.items()}), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{file} cannot be written: {error.strerror}", hint="the working folder must be writable"
+        ) from error

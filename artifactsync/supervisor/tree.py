@@ -1,0 +1,136 @@
+"""The files below the watched folders, at one moment.
+
+Owns: which files count, their paths below the run, and how two looks at one file compare. Does not own: when to look
+(``watch``), or what a file is (``units``).
+
+Invariant: nothing is opened, no link is followed, and what cannot be read is passed over.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import ConfigurationError
+from artifactsync.naming.layout import HOUSE_FOLDER, is_safe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "lost+found"})
+_SKIPPED_SUFFIXES = (".pyc", ".swp", ".tmp", ".temp", ".part", ".partial", ".lock", ".incomplete", "~")
+_WANTED_HIDDEN = frozenset({".metadata"})  # of torch.distributed.checkpoint
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What shows that a file is still the one that was looked at."""
+
+    inode: int
+    """Its number on its file system."""
+    size: int
+    """Its length in bytes."""
+    mtime_ns: int
+    """When it was last written to."""
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Seen:
+        """From what ``os.stat`` says."""
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class Root:
+    """A watched folder."""
+
+    folder: Path
+    """Absolute."""
+    prefix: str
+    """Where its files are below the run: empty, or a path that ends in ``/``."""
+
+
+class Tree:
+    """The watched folders.
+
+    Args:
+        work_dir: The working folder: files keep their paths below it.
+        watched: Folders to watch; none given watches the working folder.
+        exclude: Shell patterns of paths below the run that are left alone.
+
+    Raises:
+        ConfigurationError: two folders would be one on the remote.
+    """
+
+    def __init__(self, work_dir: Path, watched: Sequence[Path] = (), *, exclude: Sequence[str] = ()) -> None:
+        self.work_dir = Path(os.path.abspath(work_dir))  # noqa: PTH100 - resolve() follows links
+        self._exclude = tuple(exclude)
+        roots: dict[str, Root] = {}
+        for each in watched or [self.work_dir]:
+            folder = Path(os.path.abspath(self.work_dir / each))  # noqa: PTH100
+            is_inside = folder.is_relative_to(self.work_dir)
+            name = folder.relative_to(self.work_dir).as_posix() if is_inside else folder.name
+            prefix = "" if name in {".", ""} else f"{name}/"
+            other = roots.setdefault(prefix, Root(folder, prefix))
+            if other.folder != folder:
+                raise ConfigurationError(
+                    f"{other.folder} and {folder} would both become {prefix} in the run",
+                    hint="watch one of them, or a folder above both",
+                )
+        self.roots = tuple(roots.values())
+        """What is watched."""
+
+    def local(self, path: str) -> Path:
+        """Where a path of the run is on this disk."""
+        for root in self.roots:
+            if root.prefix and path.startswith(root.prefix) and not root.folder.is_relative_to(self.work_dir):
+                return root.folder / path[len(root.prefix) :]
+        return self.work_dir / path
+
+    def look(self) -> dict[str, Seen]:
+        """Every file that counts, by its path below the run."""
+        seen: dict[str, Seen] = {}
+        for root in self.roots:
+            seen.update(self._walk(root))
+        return seen
+
+    def counts(self, path: str) -> bool:
+        """Whether a file of this path is any business of ours."""
+        name = path.rpartition("/")[2]
+        if name.endswith(_SKIPPED_SUFFIXES) or (name.startswith(".") and name not in _WANTED_HIDDEN):
+            return False
+        return is_safe(path) and not any(fnmatch.fnmatchcase(path, pattern) for pattern in self._exclude)
+
+    def _walk(self, root: Root) -> Iterator[tuple[str, Seen]]:
+        waiting = [(str(root.folder), root.prefix)]
+        while waiting:
+            folder, prefix = waiting.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    found = list(entries)
+            except OSError:  # it went away, or is not ours to read
+                continue
+            if any(entry.name == "pyvenv.cfg" for entry in found):
+                continue
+            for entry in found:
+                path = prefix + entry.name
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        if _is_wanted_folder(entry.name) and not self._is_excluded_folder(path):
+                            waiting.append((entry.path, f"{path}/"))
+                    elif self.counts(path):
+                        status = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            yield path, Seen.of(status)
+                except OSError:
+                    continue
+
+    def _is_excluded_folder(self, path: str) -> bool:
+        return any(fnmatch.fnmatchcase(f"{path}/", pattern) for pattern in self._exclude)
+
+
+def _is_wanted_folder(name: str) -> bool:
+    return not name.startswith(".") and name not in _SKIPPED_FOLDERS and name != HOUSE_FOLDER

@@ -21,7 +21,6 @@ import ssl
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -34,21 +33,13 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from artifactsync.stores.http_answer import HttpAnswer, read_answer
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _TOGETHER_BYTES = 256 * 1024  # head and body up to this length go to the kernel in one call
-
-
-@dataclass(frozen=True)
-class HttpAnswer:
-    """An answer that was read to its end."""
-
-    status_code: int
-    headers: Any
-    """Case does not matter."""
-    content: bytes
 
 
 class HttpLines:
@@ -127,14 +118,8 @@ class HttpLines:
                 line.sendall(body)
         except (BrokenPipeError, ConnectionResetError):
             was_sent = False  # a refusal in mid-body: its answer may be there all the same
-        response = http.client.HTTPResponse(line, method=method)
-        try:
-            response.begin()
-            content = response.read()
-            is_reusable = was_sent and not response.will_close and response.isclosed()
-            return HttpAnswer(response.status, response.headers, content), is_reusable
-        finally:
-            response.close()
+        answer, is_whole = read_answer(line, method)
+        return answer, was_sent and is_whole
 
     def _connect(self) -> socket.socket:
         try:

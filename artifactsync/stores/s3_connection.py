@@ -2,13 +2,17 @@
 
 Owns: addressing, TLS, timeouts, checksums. Does not own: which credentials (``credentials``), requests (``s3``).
 
-Invariant: plain http only where the user wrote it; bodies go unsigned over TLS only.
+Invariant: plain http only where the user wrote it; bodies go unsigned only where nobody is between: over TLS, and over
+plain http to this very machine. Checksums (CRC64NVME) go with them all the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from artifactsync.errors import ConfigurationError
 from artifactsync.stores.foreign_logs import BOTOCORE, hide_secrets
@@ -31,7 +35,7 @@ def open_s3_lanes(bucket: str, settings: S3Settings, credentials: SessionCredent
         config["endpoint"] = config["aws_endpoint_url_s3"] = settings.endpoint_url.rstrip("/")
     if settings.checksum_algorithm:
         config["checksum_algorithm"] = settings.checksum_algorithm
-    if not settings.is_http:
+    if not settings.is_http or _is_this_machine(settings.endpoint_url):
         config["unsigned_payload"] = True
     if settings.anon:
         config["skip_signature"] = True
@@ -52,6 +56,14 @@ def open_s3_lanes(bucket: str, settings: S3Settings, credentials: SessionCredent
         )
 
     return open_lanes(open_one, client)
+
+
+def _is_this_machine(endpoint_url: str | None) -> bool:
+    """Whether the endpoint is a server, or somebody's relay, on the loopback interface."""
+    host = urlsplit(endpoint_url or "").hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def is_virtual(bucket: str, settings: S3Settings) -> bool:

@@ -266,6 +266,10 @@ class RemoteUploaderDownloader:
         return f"{type(self).__name__}({self.remote!r})"
 
     def _key(self, remote_file_name: str, placeholders: dict[str, object]) -> str:
+        if self._format == _NAME_FIELD:  # the default: one template, so it is filled in once
+            is_plain = "{" not in remote_file_name and "}" not in remote_file_name and not placeholders
+            values = {"run_name": self.run_name} if is_plain else self._values(placeholders)
+            return render_path(remote_file_name, **values)
         values = self._values(placeholders)
         name = format_name(remote_file_name, **values)
         return render_path(self._format, **{**values, "remote_file_name": name})

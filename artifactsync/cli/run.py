@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.command(
     "run",
     short_help="Run a training command that survives preemption.",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False},
     epilog="""\b
 Examples:
   artifactsync run --name exp7 -- python train.py --epochs 10
@@ -59,6 +59,13 @@ checkpoint in ARTIFACTSYNC_RESUME_FROM. Its exit code is passed on when everythi
     "--checkpoint", "patterns", metavar="GLOB", multiple=True, help="Files or folders that are checkpoints too."
 )
 @click.option("--exclude", metavar="GLOB", multiple=True, help="Paths to leave alone.")
+@click.option(
+    "--settle",
+    metavar="SECONDS",
+    default="1",
+    show_default=True,
+    help="A file that was left alone for so long is finished; more for a slow network disk.",
+)
 @click.option("--takeover", is_flag=True, help="Take the run over from a process that is still alive.")
 @click.argument("arguments", metavar="-- COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @global_options
@@ -70,6 +77,7 @@ def command(
     watched: tuple[Path, ...],
     patterns: tuple[str, ...],
     exclude: tuple[str, ...],
+    settle: str,
     takeover: bool,
     arguments: tuple[str, ...],
 ) -> int:
@@ -83,6 +91,7 @@ def command(
 
     remote = session.remote
     grace_given = parse_grace_s(grace, source="--grace") if grace is not None else grace_s()
+    settle_s = max(0.05, parse_grace_s(settle, source="--settle"))
     work_dir = Path.cwd()
     for folder in watched:
         if folder.exists() and not folder.is_dir():
@@ -106,6 +115,9 @@ def command(
         grace_s=grace_given,
         usual_grace_s=job.usual_grace_s or Settings.usual_grace_s,
         rank=job.ranks.rank,
+        job=job,
+        settle_s=settle_s,
+        output_fd=2 if session.is_json else 1,
         is_owner=is_owner,
     )
     outcome = supervise(run, settings, tell=(lambda _: None) if session.screen.is_quiet else _tell)

@@ -14,6 +14,7 @@ Invariant: a commit is written only if every file of it was found whole, and is 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from artifactsync.run import PendingCheckpoint, Run
+    from artifactsync.run import Checkpoint, PendingCheckpoint, Run
     from artifactsync.supervisor.stash import Stash
     from artifactsync.supervisor.tree import Seen, Tree
     from artifactsync.supervisor.units import Rules, Unit
 
 _MAX_WAITING = 3  # checkpoints that hold disk space while an older one is sent; beyond, the oldest gives way
+# After failures that the queue itself has given up on, or of files that change.
+_RETRY_S, _MAX_FAILURES = 5.0, 5
 _COMPANY_S = 60.0  # how long a whole unit waits for one beside it that is being written
 
 _log = logging.getLogger(__name__)
@@ -65,12 +68,14 @@ class Checkpoints:
         rules: What a checkpoint is.
         stash: Where files on their way are held.
         settle_s: How long a file must have been left alone.
-        step: Step of the checkpoint that was restored.
+        restored: The checkpoint that was restored.
     """
 
-    def __init__(self, run: Run, tree: Tree, rules: Rules, stash: Stash, *, settle_s: float, step: int = 0) -> None:
+    def __init__(
+        self, run: Run, tree: Tree, rules: Rules, stash: Stash, *, settle_s: float, restored: Checkpoint | None
+    ) -> None:
         self._run, self._tree, self._rules, self._stash, self._settle_s = run, tree, rules, stash, settle_s
-        self._step, self._has_steps = step, False
+        self._step, self._has_steps = restored.step if restored else 0, False
         self._complete: dict[str, tuple[tuple[str, Seen], ...]] = {}
         self._sent: dict[str, tuple[tuple[str, Seen], ...]] = {}
         self._steps: dict[str, int | None] = {}
@@ -81,10 +86,15 @@ class Checkpoints:
         self._names: Counter[str] = Counter()
         self._retry_at: dict[str, float] = {}
         self._flights: list[Flight] = []
+        self._whole: list[Unit] = []
+        self._all: list[Unit] = []
+        self._durable: dict[str, tuple[tuple[str, Seen], ...]] = {}
+        self._failures: Counter[tuple[str, int]] = Counter()
+        self._given_up: set[tuple[str, int]] = set()
         self.last: Flight | None = None
         """The newest that was handed over."""
-        self.durable: Flight | None = None
-        """The newest that was committed."""
+        self.newest = restored
+        """The newest that is durable: the restored one, until another is committed."""
         self.lost_run: RunOwnedError | None = None
         """Set once another process has taken the run over."""
 
@@ -92,12 +102,15 @@ class Checkpoints:
         """Take files for what is on the remote already: path → sha256, as they were restored."""
         self._digests.update({path: (seen[path], sha256) for path, sha256 in files.items() if path in seen})
         for unit in self._rules.units({path: seen[path] for path in files if path in seen}):
-            self._sent[unit.path] = self._complete[unit.path] = unit.files
+            self._sent[unit.path] = self._complete[unit.path] = self._durable[unit.path] = unit.files
 
-    @property
-    def unit_paths(self) -> Mapping[str, tuple[tuple[str, Seen], ...]]:
-        """What was handed over, by unit."""
-        return self._sent
+    def missing(self) -> list[Unit]:
+        """Whole units that are there and are not durable, the newest last."""
+        self._settle()
+        absent = [unit for unit in self._whole if self._durable.get(unit.path) != unit.files]
+        given_up = {path for path, _ in self._given_up} - {unit.path for unit in absent}
+        lost = [unit for unit in self._all if unit.path in given_up and self._durable.get(unit.path) != unit.files]
+        return sorted([*absent, *lost], key=lambda unit: unit.newest_ns)
 
     def flights(self) -> list[Flight]:
         """What is on its way."""
@@ -123,18 +136,18 @@ class Checkpoints:
         """
         self._settle()
         whole, torn = self._sort(units, changed_at, now, is_dead=is_dead, is_over=is_over)
+        self._all = whole
         fresh = self._fresh(whole, torn, changed_at, now, is_dead=is_dead, is_over=is_over)
         if fresh:
-            left_out = {unit.path for unit in whole if self._sent.get(unit.path) != unit.files} - {
-                f.path for f in fresh
-            }
+            unsent = {unit.path for unit in whole if self._sent.get(unit.path) != unit.files}
+            left_out = unsent - {unit.path for unit in fresh}
             units = newest_of_each_family(unit for unit in whole if unit.path not in left_out)
             steps = [step for unit in fresh if (step := self._step_of(unit)) is not None]
             self._has_steps = self._has_steps or bool(steps)
             self._step = max(self._step, *steps) if steps else self._step + (not self._has_steps)
             self.last = self._publish(units, fresh, self._step, now, is_dead=is_dead) or self.last
         elif not self.flights():
-            self._publish_older(whole, now, is_dead=is_dead)
+            self._publish_older(self._whole, now, is_dead=is_dead)
 
     def _publish_older(self, whole: Sequence[Unit], now: float, *, is_dead: bool) -> None:
         """One unit that a newer one of its family overtook before it could be sent, under its own step."""
@@ -142,8 +155,9 @@ class Checkpoints:
         for unit in sorted(whole, key=lambda unit: unit.newest_ns, reverse=True):
             step = self._step_of(unit)
             is_older = unit.path not in newest and self._sent.get(unit.path) != unit.files
-            if is_older and step is not None and step < self._step and self._retry_at.get(unit.path, now) <= now:
-                self._publish([unit], [unit], step, now, is_dead=is_dead)
+            if is_older and self._step > 0 and (self._retry_at.get(unit.path, now) <= now or is_dead):
+                below = self._step - 1 if step is None else min(step, self._step - 1)
+                self._publish([unit], [unit], below, now, is_dead=is_dead)
                 return
 
     def _sort(
@@ -174,7 +188,8 @@ class Checkpoints:
         is_over: bool,
     ) -> list[Unit]:
         """Units to publish now: new, whole, and without one beside them that belongs to them and is not there yet."""
-        found = [unit for unit in newest_of_each_family(whole) if self._sent.get(unit.path) != unit.files]
+        self._whole = [unit for unit in whole if (unit.path, unit.newest_ns) not in self._given_up]
+        found = [unit for unit in newest_of_each_family(self._whole) if self._sent.get(unit.path) != unit.files]
         found = [unit for unit in found if self._retry_at.get(unit.path, now) <= now or is_dead]
         if not found or is_over:
             return found
@@ -190,7 +205,7 @@ class Checkpoints:
         return kept
 
     def _misses_partner(self, unit: Unit, there: set[str]) -> bool:
-        """Whether files of one step, as ``model-500.pt`` and ``optimizer-500.pt``, came together before, and not now."""
+        """Whether files of one step (``model-500.pt``, ``optimizer-500.pt``) came together before, and not now."""
         last = self._last_steps.get(unit.family)
         return last is not None and any(
             step == last and other not in there and _is_numbered(other)
@@ -277,15 +292,21 @@ class Checkpoints:
             for unit in flight.fresh:
                 if self._sent.get(unit.path) == unit.files:  # no newer version was handed over: again
                     del self._sent[unit.path]
-                    self._retry_at[unit.path] = 0.0
+                    self._retry_at[unit.path] = time.monotonic() + _RETRY_S
+                    version = unit.path, unit.newest_ns
+                    self._failures[version] += 1
+                    if self._failures[version] >= _MAX_FAILURES:
+                        self._given_up.add(version)
                 if isinstance(error, ArtifactSyncError) and not isinstance(error, NotDurableError):
                     self._in_place.update(path for path, _ in unit.files)
 
     def _note_durable(self, flight: Flight) -> None:
-        if self.durable is None or (flight.step, flight.name) != (self.durable.step, self.durable.name):
-            self.durable = flight if self.durable is None or flight.step >= self.durable.step else self.durable
-        by_path = {file.path: file.sha256 for file in flight.pending.result(0).files}
+        committed = flight.pending.result(0)
+        if self.newest is None or (self.newest.attempt, self.newest.step) <= (committed.attempt, committed.step):
+            self.newest = committed
+        by_path = {file.path: file.sha256 for file in committed.files}
         for unit in flight.units:
+            self._durable[unit.path] = unit.files
             self._digests.update({path: (seen, by_path[path]) for path, seen in unit.files if path in by_path})
 
     def _known_digest(self, path: str, seen: Seen) -> str | None:

@@ -77,7 +77,7 @@ class Deadline:
         """Seconds that the last record may take."""
         if self._noticed_at is None:
             return 10.0
-        return max(0.2, self._noticed_at + self._grace_s - self._clock.monotonic() - 0.2)
+        return min(10.0, max(0.2, self._noticed_at + self._grace_s - self._clock.monotonic() - 0.2))
 
     def _ends_at(self) -> float:
         assert self._noticed_at is not None, "asked before"

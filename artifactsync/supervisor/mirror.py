@@ -25,6 +25,7 @@ _EVENTS = "tfevents"
 _MAX_IN_FLIGHT = 256  # uploads that wait in the queue; the rest waits here, at a fraction of the memory
 _MIN_S, _MAX_S = 5.0, 60.0  # between two pushes of a log
 _REWRITTEN_MAX_S = 600.0
+_MAX_FAILURES = 3  # of one version for good; the queue has tried each for hours
 _COST_SHARE = 20.0  # a file that took one second to send is not sent again for so many
 _SENT_SHARE = 20.0  # a log of an hour is sent every so-manyth part of its age: three minutes, bounded by _MAX_S
 
@@ -46,6 +47,7 @@ class _Copy:
     next_at: float = 0.0
     sent_at: float = 0.0
     rewritten: int = 0
+    failures: int = 0
     upload: Pushed | None = None
     is_growing: bool = False
 
@@ -57,14 +59,16 @@ class Mirror:
         run: Open for writing, or for reading where another process owns it.
         tree: Where the files are.
         settle_s: How long a file that is no log must have been left alone.
+        is_owner: Whether the run is open for writing: only then a log is sent piece by piece.
     """
 
-    def __init__(self, run: Run, tree: Tree, *, settle_s: float) -> None:
-        self._run, self._tree, self._settle_s = run, tree, settle_s
+    def __init__(self, run: Run, tree: Tree, *, settle_s: float, is_owner: bool = True) -> None:
+        self._run, self._tree, self._settle_s, self._is_owner = run, tree, settle_s, is_owner
         self._copies: dict[str, _Copy] = {}
         self._waiting: dict[str, Seen] = {}
         self._in_flight: dict[str, _Copy] = {}
         self._refused: set[str] = set()
+        self._failed: set[str] = set()
         self.durable_files = 0
         """Files of which some version is on the remote."""
         self.last_error: str | None = None
@@ -72,6 +76,7 @@ class Mirror:
     def changed(self, path: str, seen: Seen) -> None:
         """A file is new, or was written to."""
         if path not in self._refused:
+            self._failed.discard(path)
             self._waiting[path] = seen
 
     def adopt(self, seen: Mapping[str, Seen], now: float) -> None:
@@ -95,9 +100,8 @@ class Mirror:
                 continue
             seen = self._waiting[path]
             is_same = copy.seen is not None and copy.seen.inode == seen.inode
-            copy.is_growing = is_log(path) or (
-                is_same and copy.seen is not None and (copy.is_growing or copy.seen.size < seen.size)
-            )
+            has_grown = is_same and copy.seen is not None and (copy.is_growing or copy.seen.size < seen.size)
+            copy.is_growing = self._is_owner and (is_log(path) or has_grown)
             quiet_s = now - changed_at.get(path, 0.0)
             if not (copy.is_growing or is_dead or quiet_s >= self._settle_s):
                 continue
@@ -106,7 +110,7 @@ class Mirror:
     @property
     def pending_files(self) -> int:
         """Files of which the newest version is not durable."""
-        return len(self._waiting) + sum(path not in self._waiting for path in self._in_flight)
+        return len(self._waiting.keys() | self._in_flight.keys() | self._failed)
 
     @property
     def is_idle(self) -> bool:
@@ -149,10 +153,15 @@ class Mirror:
                 copy.upload.result(0)
             except ArtifactSyncError as error:
                 self.last_error = str(error)
-                if copy.seen is not None:
-                    self._waiting.setdefault(path, copy.seen)
+                copy.failures += 1
                 copy.next_at = now + _MAX_S
+                if copy.failures < _MAX_FAILURES and copy.seen is not None:
+                    self._waiting.setdefault(path, copy.seen)
+                elif path not in self._waiting:
+                    self._failed.add(path)
+                    _log.warning("%s is not mirrored: %s", path, error)
                 continue
+            copy.failures = 0
             tail = copy.upload.uploads[0].tail
             if tail is not None:
                 copy.rewritten = max(copy.rewritten, tail.generation[1] - 1)

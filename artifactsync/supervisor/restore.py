@@ -1,8 +1,8 @@
 """What a restarted command needs, back in its working folder.
 
-Owns: which files come, and what happens to files that are there already. Does not own: fetching and verifying (``run``).
+Owns: which files come, and what becomes of files that are there already. Does not own: fetching, verifying (``run``).
 
-Invariants: a file of ours gets its name only when it is whole and verified; no file of the user's is ever destroyed:
+Invariants: a file of ours gets its name only when it is whole and verified. No file of the user's is ever destroyed:
 what has to give way is moved to our own folder, and said.
 """
 
@@ -86,40 +86,52 @@ def restore(run: Run, tree: Tree, *, stage: Path, tell: Callable[[str], None]) -
     digests = {file.path: file.sha256 for file in checkpoint.files} if checkpoint else {}
     aside = stage.parent / "displaced" / dt.datetime.now(tz=dt.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     newer = _all_newer(tree, digests, stage, checkpoint)
-    displaced, kept, placed_logs = [], [], []
+    places = _Places(tree, stage, aside)
     try:
         for path in wanted:
-            local = tree.local(path)
-            if path in newer:
-                kept.append(path)
-            elif _place(stage / path, local, aside / path):
-                displaced.append(path)
-        for path in logs:
-            local, staged = tree.local(path), stage / path
-            if not staged.is_file():
-                continue
-            if local.is_file() and local.stat().st_size >= staged.stat().st_size:
-                kept.append(path)  # it was appended to after its last push
-                continue
-            placed_logs.append(path)
-            if _place(staged, local, aside / path):
-                displaced.append(path)
+            places.put(path, stays=path in newer)
+        placed_logs = [
+            path for path in logs if (stage / path).is_file() and places.put(path, stays=_is_longer(tree, stage, path))
+        ]
     except OSError as error:
         raise DestinationError(
             f"{error.filename} cannot be put in place: {error.strerror}", hint="check the working folder's owner"
         ) from error
     shutil.rmtree(stage, ignore_errors=True)
-    if displaced:
-        tell(f"{len(displaced)} file(s) that differ from the run's were moved to {aside}: {', '.join(displaced[:3])}")
+    if moved := places.displaced:
+        tell(f"{len(moved)} file(s) that differ from the run's were moved to {aside}: {', '.join(moved[:3])}")
     return Restored(
         checkpoint=checkpoint,
         files={path: sha256 for path, sha256 in digests.items() if path not in newer},
         logs=tuple(placed_logs),
-        kept=tuple(kept),
-        displaced=tuple(displaced),
+        kept=tuple(places.kept),
+        displaced=tuple(places.displaced),
         bytes=report.bytes,
         seconds=time.monotonic() - began,
     )
+
+
+class _Places:
+    """Gives verified files their names."""
+
+    def __init__(self, tree: Tree, stage: Path, aside: Path) -> None:
+        self._tree, self._stage, self._aside = tree, stage, aside
+        self.kept: list[str] = []
+        self.displaced: list[str] = []
+
+    def put(self, path: str, *, stays: bool) -> bool:
+        """Put a file in place unless the one that is there stays; says whether it did."""
+        if stays:
+            self.kept.append(path)
+        elif _place(self._stage / path, self._tree.local(path), self._aside / path):
+            self.displaced.append(path)
+        return not stays
+
+
+def _is_longer(tree: Tree, stage: Path, path: str) -> bool:
+    """Whether a log here was appended to after its last push."""
+    local = tree.local(path)
+    return local.is_file() and local.stat().st_size > (stage / path).stat().st_size
 
 
 def set_torn_aside(units: list[Unit], rules: Rules, tree: Tree, *, aside: Path, tell: Callable[[str], None]) -> None:

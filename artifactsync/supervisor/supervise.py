@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import shutil
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifactsync.batch.notice import watch_for_notice
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, RunOwnedError
 from artifactsync.supervisor.checkpoints import Checkpoints
 from artifactsync.supervisor.child import NOT_EXECUTABLE_EXIT_CODE, NOT_FOUND_EXIT_CODE, Child
@@ -33,9 +35,11 @@ from artifactsync.supervisor.verdict import NOT_DURABLE_EXIT_CODE, Outcome, word
 from artifactsync.supervisor.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
+    from artifactsync.batch.job_env import JobEnv
+    from artifactsync.journal.attempt import FinishState
     from artifactsync.run import Run
 
 HOUSE = Path(".artifactsync")
@@ -70,6 +74,10 @@ class Settings:
     """Seconds for which a file must have been left alone before it is taken for finished."""
     rank: int = 0
     """This node's number among those that run the command together, for the log's name."""
+    job: JobEnv | None = None
+    """Whose metadata server is watched for a notice; None watches none."""
+    output_fd: int = 1
+    """Where the command's stdout goes; 2 where stdout has to hold nothing else than a JSON document."""
     is_owner: bool = True
     """Whether this process claims the run and commits; others of the same run push alone."""
 
@@ -110,7 +118,7 @@ class _Supervision:
         self._tree = Tree(settings.work_dir, settings.watched, exclude=settings.exclude)
         self._rules = Rules(settings.checkpoint_patterns)
         self._log_path = f"logs-rank{settings.rank}.txt"
-        self._signals: list[int] = []
+        self._notices: list[tuple[int, str, float | None]] = []
         self._deadline = Deadline(settings.grace_s, usual_grace_s=settings.usual_grace_s)
         self._wake_fd, self._waker_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -119,11 +127,10 @@ class _Supervision:
     def run_to_end(self) -> Outcome:
         before, restored = self._prepare()
         stash = Stash(self._house / "sending")
-        step = restored.checkpoint.step if restored.checkpoint else 0
         self._checkpoints = Checkpoints(
-            self._run, self._tree, self._rules, stash, settle_s=self._settings.settle_s, step=step
+            self._run, self._tree, self._rules, stash, settle_s=self._settings.settle_s, restored=restored.checkpoint
         )
-        self._mirror = Mirror(self._run, self._tree, settle_s=self._settings.settle_s)
+        self._mirror = Mirror(self._run, self._tree, settle_s=self._settings.settle_s, is_owner=self._settings.is_owner)
         there = self._tree.look()
         self._checkpoints.adopt(restored.files, there)
         self._mirror.adopt({path: there[path] for path in restored.logs if path in there}, time.monotonic())
@@ -133,13 +140,15 @@ class _Supervision:
             self._rules,
             self._checkpoints,
             self._mirror,
+            is_owner=self._settings.is_owner,
             before=before,
+            period_s=self._settings.settle_s,
             on_lost=self._wake,
         )
-        with self._handling_signals():
+        with self._handling_signals(), self._watching_for_notice():
             output = Output(self._tree.local(self._log_path), tell=self._tell)
             child = Child(self._settings.command, self._environ(restored))
-            output.carry(child.stdout_fd, 1)
+            output.carry(child.stdout_fd, self._settings.output_fd)
             output.carry(child.stderr_fd, 2)
             watch.start()
             try:
@@ -206,9 +215,9 @@ class _Supervision:
                 return
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_fd, 4096)
-            while self._signals:
-                number = self._signals.pop(0)
-                if self._deadline.notice(signal.Signals(number).name):
+            while self._notices:
+                number, reason, grace_s = self._notices.pop(0)
+                if self._deadline.notice(reason, grace_s):
                     watch.hurry()
                 child.signal(number)
             if self._checkpoints.lost_run is not None:
@@ -235,52 +244,44 @@ class _Supervision:
             select.select([self._wake_fd], [], [], min(_DRAIN_LOOK_S, self._deadline.next_s()))
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_fd, 4096)
-            for number in self._signals:
-                is_first = self._deadline.notice(signal.Signals(number).name)
-                if is_first and number != signal.SIGINT:
-                    watch.hurry()
-                else:
+            while self._notices:
+                number, reason, grace_s = self._notices.pop(0)
+                if number == signal.SIGINT:
                     is_given_up = True
-            self._signals.clear()
+                elif self._deadline.notice(reason, grace_s):
+                    watch.hurry()
             is_given_up = is_given_up or self._deadline.is_over()
         return self._end(code, is_all=watch.is_idle)
 
     def _end(self, code: int, *, is_all: bool) -> Outcome:
-        last, problem = self._checkpoints.last, ""
-        state = "preempted" if self._deadline.reason else "completed" if code == 0 else "failed"
-        assert state in {"preempted", "completed", "failed"}
+        problem = ""
+        state: FinishState = "preempted" if self._deadline.reason else "completed" if code == 0 else "failed"
         try:
             if is_all and not self._deadline.reason:
-                self._run.close(state=state)  # type: ignore[arg-type]  # the three words, as asserted
+                with contextlib.suppress(ArtifactSyncError):  # what failed on the way was made good, or is told below
+                    self._run.wait()
+                self._run.close(state=state)
             else:
-                self._run.end(self._deadline.end_s(), state=state)  # type: ignore[arg-type]  # as above
+                self._run.end(self._deadline.end_s(), state=state)
         except RunOwnedError:
             raise
         except ArtifactSyncError as error:
             problem = f" ({error})"
-        durable = self._run.latest() if self._settings.is_owner else None
-        is_last_durable = last is None or (
-            durable is not None
-            and (durable.attempt, durable.step, durable.name) == (self._run.attempt, last.step, last.name)
-        )
-        if not is_last_durable and last is not None and last.pending.done() and last.pending.exception(0) is None:
-            is_last_durable = True
-        missing = None if is_last_durable else last
-        files = self._mirror.pending_files
+        # No commit begins any more; one that was on its way is known by now, or is called not durable.
+        missing, files = self._checkpoints.missing(), self._mirror.pending_files
+        durable = self._checkpoints.newest
         line = words(durable, missing, missing_files=files, mirrored_files=self._mirror.durable_files) + problem
-        if self._deadline.reason:
-            line = f"{self._deadline.reason}: {line}"
         return Outcome(
             run_name=self._run.name,
             attempt=self._run.attempt,
-            exit_code=NOT_DURABLE_EXIT_CODE if missing is not None or files else code,
+            exit_code=NOT_DURABLE_EXIT_CODE if missing or files else code,
             command_exit_code=code,
             state=state,
             durable=durable.name if durable else None,
             durable_step=durable.step if durable else None,
-            missing=missing.name if missing else None,
+            missing=tuple(unit.path for unit in missing),
             missing_files=files,
-            line=line,
+            line=f"{self._deadline.reason}: {line}" if self._deadline.reason else line,
         )
 
     def _waiting(self) -> str:
@@ -292,9 +293,23 @@ class _Supervision:
             os.write(self._waker_fd, b"w")
 
     @contextlib.contextmanager
-    def _handling_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _watching_for_notice(self) -> Iterator[None]:
+        def note(reason: str, left_s: float) -> None:
+            self._notices.append((signal.SIGTERM, reason, left_s))
+            self._wake()
+
+        if self._settings.job is None:
+            yield
+            return
+        with watch_for_notice(self._settings.job, note):
+            yield
+
+    @contextlib.contextmanager
+    def _handling_signals(self) -> Iterator[None]:
         def note(number: int, _frame: FrameType | None) -> None:
-            self._signals.append(number)
+            # Whoever types Ctrl-C has no deadline, unless he gave one.
+            endless = number == signal.SIGINT and self._settings.grace_s is None
+            self._notices.append((number, signal.Signals(number).name, math.inf if endless else None))
             self._wake()
 
         before = {}

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from artifactsync.errors import NotDurableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from artifactsync.run import Checkpoint
-    from artifactsync.supervisor.checkpoints import Flight
+    from artifactsync.supervisor.units import Unit
 
 NOT_DURABLE_EXIT_CODE = NotDurableError.exit_code
 
@@ -38,21 +40,24 @@ class Outcome:
     """Name of the newest durable checkpoint."""
     durable_step: int | None
     """Its step."""
-    missing: str | None
-    """Name of the newest checkpoint that was written and is not durable."""
+    missing: tuple[str, ...]
+    """Paths of checkpoints that are whole and not durable, the newest last."""
     missing_files: int
     """Other files whose newest version is not durable."""
     line: str
     """All that in words."""
 
 
-def words(durable: Checkpoint | None, missing: Flight | None, *, missing_files: int, mirrored_files: int) -> str:
+def words(durable: Checkpoint | None, missing: Sequence[Unit], *, missing_files: int, mirrored_files: int) -> str:
     """The line, without the reason for the end."""
     there = f"checkpoint {durable.name} (step {durable.step:,})" if durable else "no checkpoint"
     others = f" and {mirrored_files:,} other file{'' if mirrored_files == 1 else 's'}" if mirrored_files else ""
     absent = []
-    if missing is not None:
-        absent.append(f"checkpoint {missing.name} (step {missing.step:,}, {missing.size_bytes:,} bytes)")
+    if missing:
+        newest = missing[-1]
+        absent.append(f"checkpoint {newest.path} ({newest.size_bytes:,} bytes)")
+    if len(missing) > 1:
+        absent.append(f"{len(missing) - 1:,} older checkpoint{'' if len(missing) == 2 else 's'}")  # noqa: PLR2004
     if missing_files:
         absent.append(f"{missing_files:,} other file{'' if missing_files == 1 else 's'}")
     return f"durable: {there}{others}; " + ("NOT durable: " + " and ".join(absent) if absent else "nothing is missing")

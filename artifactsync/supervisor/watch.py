@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from artifactsync.supervisor.tree import Seen, Tree
     from artifactsync.supervisor.units import Rules, Unit
 
-_PERIOD_S = 1.0
 _HURRIED_S = 0.2
-_LOOK_SHARE = 100.0  # a look that took 10 ms is followed by a second's pause
+_LOOK_SHARE = 100.0  # a look that took 10 ms of a core is followed by a second's pause
+_MAX_PERIOD_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ class Watch:
         rules: What a checkpoint is.
         checkpoints: Publishes.
         mirror: Mirrors the rest.
+        is_owner: Whether this process commits; else what would be checkpoints are files as any other.
         before: Files that were there before the command, and are none of its own.
+        period_s: Seconds between two looks.
         on_lost: Called once when another process has taken the run over.
     """
 
@@ -53,11 +55,14 @@ class Watch:
         checkpoints: Checkpoints,
         mirror: Mirror,
         *,
+        is_owner: bool,
         before: Mapping[str, Seen],
+        period_s: float,
         on_lost: Callable[[], None],
     ) -> None:
         self._run, self._tree, self._rules = run, tree, rules
         self._checkpoints, self._mirror, self._before, self._on_lost = checkpoints, mirror, before, on_lost
+        self._is_owner, self._period_s = is_owner, period_s
         self._seen: dict[str, Seen] = {}
         self._changed_at: dict[str, float] = {}
         self._units: list[Unit] = []
@@ -91,7 +96,7 @@ class Watch:
             is_dead: The command has ended.
             is_over: And it has ended well.
         """
-        began = time.monotonic()
+        began, cost_s = time.monotonic(), time.thread_time()
         seen = self._tree.look()
         changed = [path for path, found in seen.items() if self._seen.get(path) != found]
         gone = self._seen.keys() - seen.keys()
@@ -102,12 +107,13 @@ class Watch:
         self._seen = seen
         if changed or gone:
             own = {path: found for path, found in seen.items() if self._before.get(path) != found}
-            self._units = self._rules.units(own)
+            self._units = self._rules.units(own) if self._is_owner else []
             of_units = {path for unit in self._units for path, _ in unit.files}
             self._mirror.gone(gone)
             for path in changed:
                 if path in own and path not in of_units:
                     self._mirror.changed(path, own[path])
+        self._look_s = time.thread_time() - cost_s
         self._checkpoints.look(self._units, self._changed_at, began, is_dead=is_dead, is_over=is_over)
         if self._is_hurried:
             self._make_way()
@@ -115,10 +121,10 @@ class Watch:
             self._mirror.look(self._changed_at, time.monotonic(), is_dead=is_dead)
         else:
             self._mirror.settle(time.monotonic())
-        self.bytes_per_s = self._run.status().bytes_per_s or self.bytes_per_s
+        if self._is_owner:
+            self.bytes_per_s = self._run.status().bytes_per_s or self.bytes_per_s
         if self._checkpoints.lost_run is not None:
             self._on_lost()
-        self._look_s = time.monotonic() - began
 
     @property
     def is_idle(self) -> bool:
@@ -135,8 +141,8 @@ class Watch:
 
     def _work(self) -> None:
         while not self._stopped.is_set():
-            period_s = _HURRIED_S if self._is_hurried else _PERIOD_S
-            self._wake.wait(max(period_s, _LOOK_SHARE * self._look_s))
+            period_s = min(_HURRIED_S, self._period_s) if self._is_hurried else self._period_s
+            self._wake.wait(min(_MAX_PERIOD_S, max(period_s, _LOOK_SHARE * self._look_s)))
             self._wake.clear()
             if self._stopped.is_set():
                 return

@@ -46,6 +46,10 @@ def command(session: Session, context: click.Context, run: str, *, deep: bool) -
         for word, keys in (("missing", report.missing), ("damaged", report.damaged)):
             for key in keys:
                 session.screen.text(f"{word}  {printable(key)}", "error")
+        for key in report.wrong_packs:
+            session.screen.text(f"wrong    {printable(key)} (harmless: its records are read one by one)", "warning")
+        if report.wrong_packs:
+            session.screen.note("`artifactsync prune` removes wrong packs; the run's writer makes them anew")
         files = counted(report.checked_files, "file")
         how = "every byte read" if deep else "sizes compared; --deep reads every byte"
         verdict = "verified" if report.ok else f"{len(report.missing)} missing, {len(report.damaged)} damaged"

@@ -29,6 +29,7 @@ from artifactsync.errors import (
 )
 from artifactsync.journal.catalogue import Catalogue
 from artifactsync.journal.contents import announced_keys
+from artifactsync.journal.index import in_parallel
 from artifactsync.journal.log import JournalLog, is_removal
 from artifactsync.journal.opening import check_store
 from artifactsync.journal.untrusted_json import read_json
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from artifactsync.stores.protocol import ObjectInfo, Store
 
 _FILES_AT_A_TIME = 4  # each has two parts in memory
+_RECORDS_AT_A_TIME = 100
 _ROUNDS = 3  # a file that came out wrong, or a plan that a prune overtook, is begun anew so often
 _COPIED_HOUSE_FOLDERS = ("tails/",)  # of what lies in the house folder, all else speaks of processes, not of the run
 
@@ -317,9 +319,7 @@ class _Copy:
         newest = len(self.plan.hashes)
         if there.present < newest:
             self._to.announce_copy(there.visible, newest)
-        for seq in range(there.present + 1, newest + 1):
-            key = self._layout.record(seq)
-            data = self._source.get(key)
+        for seq, key, data in self._records(there.present + 1, newest):
             if hashlib.sha256(data).hexdigest() != self.plan.hashes[seq - 1]:
                 raise DamagedError(f"journal record {seq} changed while it was copied", url=f"{self._source.url}/{key}")
             try:
@@ -328,7 +328,15 @@ class _Copy:
                 self._to.advise(seq, with_index=False)  # somebody else's: it counts, and nothing of ours is after it
                 raise self._refused("somebody claimed the run there in the meantime") from error
         if newest:
-            self._to.advise(newest, with_index=False)
+            self._to.index.take_along(self._from.index, self.plan.hashes)
+            self._to.advise(newest)
+
+    def _records(self, first: int, last: int) -> Iterator[tuple[int, str, bytes]]:
+        """Records as they lie at the source, in order; read several at a time, as each is an answer to wait for."""
+        for begin in range(first, last + 1, _RECORDS_AT_A_TIME):
+            seqs = range(begin, min(begin + _RECORDS_AT_A_TIME, last + 1))
+            keys = [self._layout.record(seq) for seq in seqs]
+            yield from zip(seqs, keys, in_parallel(self._source.get, keys), strict=True)
 
 
 def _read_source(source: Store, log: JournalLog) -> _Source:

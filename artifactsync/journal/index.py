@@ -111,11 +111,38 @@ class RecordIndex:
 
         They are the journal's if and only if the record that follows the last one has its hash.
         """
+        data = self._fetch(pack)
+        return _unpack(data, pack) if data is not None and len(data) <= MAX_BYTES else None
+
+    def differing(self, packs: Iterable[Pack], hashes: Sequence[str]) -> list[Pack]:
+        """Those packs that are not the records whose sha256 are given, the first one's first; in order of their names.
+
+        Every pack that lies there is looked at, also those that a larger one supersedes or no record follows.
+        """
+        there = sorted(packs, key=lambda pack: (pack.first, pack.last))
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="artifactsync-index") as pool:
+            data = pool.map(self._fetch, there)
+            return [
+                pack
+                for pack, found in zip(there, data, strict=True)
+                if found is not None and not _is(pack, found, hashes)
+            ]
+
+    def take_along(self, other: RecordIndex, hashes: Sequence[str]) -> None:
+        """Bring the good packs of the same journal from another remote, the largest of each span. Never fails.
+
+        Args:
+            other: Where they are.
+            hashes: sha256 of every record that is here, in order.
+        """
         try:
-            data = self._store.get(pack.key(self._layout), end=MAX_BYTES + 1)
-        except ObjectNotFoundError:
-            return None
-        return _unpack(data, pack) if len(data) <= MAX_BYTES else None
+            present = self.packs()
+            for pack in other.covering(len(hashes)):
+                data = other._fetch(pack) if isinstance(pack, Pack) and pack not in present else None
+                if isinstance(pack, Pack) and data is not None and _is(pack, data, hashes):
+                    self._store.put(pack.key(self._layout), data)
+        except ArtifactSyncError as error:
+            _log.debug("the index of %s was not copied: %s", self._layout.run_name, error)
 
     def keep(self, seq: int) -> None:
         """Write the packs that are due when record ``seq`` is there, one hundred records at most. Never fails.
@@ -148,6 +175,13 @@ class RecordIndex:
         if doomed:
             self._store.delete([pack.key(self._layout) for pack in doomed])
         return len(doomed)
+
+    def _fetch(self, pack: Pack) -> bytes | None:
+        """What lies there, cut if it is too long; None if nothing does."""
+        try:
+            return self._store.get(pack.key(self._layout), end=MAX_BYTES + 1)
+        except ObjectNotFoundError:
+            return None
 
     def _write_due(self, boundary: int) -> bool:
         """Write at most one pack of records, and what can be merged; whether more is to be done."""
@@ -189,6 +223,14 @@ def in_parallel(call: Callable[[str], bytes], keys: Sequence[str]) -> list[bytes
     """``call`` for each key, several at a time, in order."""
     with ThreadPoolExecutor(min(_THREADS, max(1, len(keys))), thread_name_prefix="artifactsync-index") as pool:
         return list(pool.map(call, keys))
+
+
+def _is(pack: Pack, data: bytes, hashes: Sequence[str]) -> bool:
+    """Whether the bytes are the records of the pack, given the sha256 of each record of the journal."""
+    lines = data.splitlines(keepends=True) if len(data) <= MAX_BYTES else []
+    wanted = list(hashes[pack.first - 1 : pack.last])
+    is_whole = len(wanted) == pack.last - pack.first + 1 == len(lines)
+    return is_whole and [hashlib.sha256(line).hexdigest() for line in lines] == wanted
 
 
 def _unpack(data: bytes, pack: Pack) -> list[Slot] | None:

@@ -36,7 +36,7 @@ from artifactsync.stores.create_once import create_once
 __all__ = ["JournalLog", "Slot", "SlotTakenError", "fenced", "is_removal", "read_catalogue", "seq_of"]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from artifactsync.stores.protocol import Store
     from artifactsync.stores.retry import RetryPolicy
@@ -146,16 +146,13 @@ class JournalLog:
         """Let readers count no record after ``visible`` until record ``up_to`` is there."""
         self.store.put(self.layout.head, json.dumps({"seq": visible, "copying_to": up_to}).encode())
 
-    def read_all(
-        self, *, up_to: int, with_index: bool = True, on_bad_pack: Callable[[Pack], object] = lambda _: None
-    ) -> Iterator[Slot]:
+    def read_all(self, *, up_to: int, with_index: bool = True) -> Iterator[Slot]:
         """Yield records 1 … ``up_to`` in order, each checked against the one before.
 
         Args:
             up_to: Number of the last one.
             with_index: Read packs of records where there are any; each is used only if the record that follows it
                 has its hash. Without, every record is read by itself, several at a time.
-            on_bad_pack: Told of packs that were not what they should be; their records are read in their place.
 
         Raises:
             DamagedError: a record is missing, or does not follow from the one before.
@@ -172,7 +169,6 @@ class JournalLog:
                     checked.appendleft((part, follower))
                     continue
                 if not (read and _follows(follower, read[-1])):
-                    on_bad_pack(part)
                     read = list(pool.map(self._read_one, range(part.first, part.last + 1)))
                 checked.extendleft(reversed(list(enumerate(read, start=part.first))))
                 follower = read[0]
@@ -191,11 +187,23 @@ class JournalLog:
 
     def bad_packs(self) -> list[Pack]:
         """Packs that are not what they should be. They harm nobody: the records are read in their place."""
-        bad: list[Pack] = []
+        return self.audit(with_index=True)[1]
+
+    def audit(self, *, with_index: bool = False) -> tuple[Catalogue, list[Pack]]:
+        """Read the whole journal, and compare every pack with it: what it says, and the packs that differ.
+
+        Args:
+            with_index: As for :meth:`read_all`; without, every record is read as it lies there.
+
+        Raises:
+            DamagedError: as for :meth:`read_all`.
+        """
+        packs = self.index.packs()  # first: each has its records, and those behind them, by now
         head = self.find_head()
-        for _ in self.read_all(up_to=head.record.seq, on_bad_pack=bad.append) if head else ():
-            pass
-        return bad
+        if head is None or is_removal(head.record):
+            return Catalogue(attempt=head.record.attempt, seq=head.record.seq) if head else Catalogue(), []
+        slots = list(self.read_all(up_to=head.record.seq, with_index=with_index))
+        return self.fold(slots), self.index.differing(packs, [slot.sha256 for slot in slots])
 
     def append(
         self,
@@ -252,16 +260,12 @@ class JournalLog:
             url=f"{self.store.url}/{self.layout.journal}",
         )
 
-    def read_catalogue(self, *, with_index: bool = True) -> Catalogue:
-        """Read the whole journal. One of a run that is being removed has nothing in it any more.
-
-        Args:
-            with_index: As for :meth:`read_all`.
-        """
+    def read_catalogue(self) -> Catalogue:
+        """Read the whole journal. One of a run that is being removed has nothing in it any more."""
         head = self.find_head()
         if head and is_removal(head.record):
             return Catalogue(attempt=head.record.attempt, seq=head.record.seq)
-        return self.fold(self.read_all(up_to=head.record.seq, with_index=with_index) if head else ())
+        return self.fold(self.read_all(up_to=head.record.seq) if head else ())
 
     def advise(self, seq: int, *, with_index: bool = True) -> None:
         """Write the advisory pointer to a recent record, and what is due of the index.

@@ -36,6 +36,9 @@ class VerifyReport:
     """Keys whose length or hash differs from the record."""
     missing: tuple[str, ...]
     """Keys that are not there."""
+    wrong_packs: tuple[str, ...] = ()
+    """Keys of packs of the journal's index that are not what they should be. They harm nobody, as the records are read
+    in their place, and so are no damage; `prune` removes them."""
 
     @property
     def ok(self) -> bool:
@@ -51,10 +54,13 @@ class VerifyReport:
             "checked_bytes": self.checked_bytes,
             "damaged": list(self.damaged),
             "missing": list(self.missing),
+            "wrong_packs": list(self.wrong_packs),
         }
 
 
-def verify(store: Store, run_name: str, catalogue: Catalogue, *, deep: bool = False) -> VerifyReport:
+def verify(
+    store: Store, run_name: str, catalogue: Catalogue, *, deep: bool = False, wrong_packs: Sequence[str] = ()
+) -> VerifyReport:
     """Check every file of every live checkpoint.
 
     Args:
@@ -62,6 +68,7 @@ def verify(store: Store, run_name: str, catalogue: Catalogue, *, deep: bool = Fa
         run_name: The run.
         catalogue: Its journal.
         deep: Read and hash every byte, instead of asking for sizes.
+        wrong_packs: What was found on the way to the catalogue, for the report.
     """
     files: Sequence[CheckpointFile] = list(
         {file.key: file for checkpoint in catalogue.checkpoints for file in checkpoint.files}.values()
@@ -82,6 +89,7 @@ def verify(store: Store, run_name: str, catalogue: Catalogue, *, deep: bool = Fa
         checked_bytes=sum(file.size for file in files),
         damaged=tuple(file.key for file, verdict in verdicts if verdict == "damaged"),
         missing=tuple(file.key for file, verdict in verdicts if verdict == "missing"),
+        wrong_packs=tuple(wrong_packs),
     )
 
 

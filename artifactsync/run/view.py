@@ -208,13 +208,16 @@ class RunView:
     def verify(self, *, deep: bool = False) -> VerifyReport:
         """Check that every committed file is there with its size; ``deep`` reads and hashes every byte.
 
+        Every record of the journal is read by itself, and the packs of its index are compared with them.
+
         Raises:
             RunNotFoundError: there is no such run.
         """
-        catalogue = self._log.read_catalogue(with_index=False)  # every record as it lies there
+        catalogue, wrong = self._log.audit()  # every record as it lies there
         if not catalogue.seq:
             self._require(self.contents())
-        return verify(self._store, self.name, catalogue, deep=deep)
+        packs = [pack.key(self._layout) for pack in wrong]
+        return verify(self._store, self.name, catalogue, deep=deep, wrong_packs=packs)
 
     def copy_to(
         self,

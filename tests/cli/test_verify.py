@@ -27,6 +27,7 @@ def test_a_whole_run(artifactsync: Command) -> None:
         "checked_bytes": 3_000_060,
         "damaged": [],
         "missing": [],
+        "wrong_packs": [],
     }
 
 

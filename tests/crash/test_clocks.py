@@ -75,7 +75,11 @@ PROGRAM = """
         ]
         own = {"write_id", "writer", "prev_sha256", "self_sha256", "time"}
         for record in records:
-            record["body"].pop("owner", None)  # a writer
+            repeated = record.get("latest_commit") or {}
+            repeated.pop("time", None)
+            for body in (record["body"], repeated.get("body") or {}):
+                body.pop("owner", None)  # a writer
+                body.pop("timing", None)  # how long it took
         return {
             "records": [{k: v for k, v in record.items() if k not in own} for record in records],
             "times": len({record["time"][:3] for record in records}),

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from artifactsync.errors import ConfigurationError, DamagedError, DestinationError, RunIsLiveError, RunNotFoundError
+from artifactsync.errors import (
+    ConfigurationError,
+    DamagedError,
+    DestinationError,
+    PermissionDeniedError,
+    RunIsLiveError,
+    RunNotFoundError,
+)
+from artifactsync.journal import index as index_module
 from artifactsync.journal.catalogue import CheckpointFile
 from artifactsync.journal.copying import copy_run
+from artifactsync.journal.index import Pack
 from artifactsync.journal.log import JournalLog, read_catalogue
 from artifactsync.journal.opening import begin_attempt
 from artifactsync.journal.runs import list_runs
@@ -347,3 +356,36 @@ def test_between_clouds(request: pytest.FixtureRequest, tmp_path: Path, one: str
         copy_run(source, target, "demo")
     assert read_catalogue(JournalLog(target, "demo")).latest() == source_sees
     assert verify(target, "demo", read_catalogue(JournalLog(target, "demo")), deep=True).ok
+
+
+def test_the_packs_of_a_long_run_come_along_if_they_are_good(
+    source: Store, target: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "BASE", 3)
+    monkeypatch.setattr(index_module, "FAN", 3)
+    make_run(source, tmp_path, steps=tuple(range(1, 20)))
+    there, here = JournalLog(source, "demo"), JournalLog(target, "demo")
+    whole, wrong = Pack(1, 9), Pack(10, 18)
+    source.put(wrong.key(there.layout), b"x" + source.get(wrong.key(there.layout))[1:])
+    copy_run(source, target, "demo")
+    packs = here.index.packs()
+    assert whole in packs
+    assert target.get(whole.key(here.layout)) == source.get(whole.key(there.layout))
+    assert wrong not in packs
+    assert here.bad_packs() == []
+    assert here.read_catalogue() == read_catalogue(there)
+
+
+def test_a_copy_whose_packs_cannot_be_written_is_whole(
+    source: Store, target: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "BASE", 3)
+    make_run(source, tmp_path, steps=tuple(range(1, 9)))
+
+    def refuse(call: Call) -> None:
+        if call.operation == "put" and "/index/" in call.key:
+            raise PermissionDeniedError("no packs here")
+
+    copy_run(source, FaultyStore(target, on_call=refuse), "demo")
+    assert JournalLog(target, "demo").index.packs() == {}
+    assert read_catalogue(JournalLog(target, "demo")) == read_catalogue(JournalLog(source, "demo"))

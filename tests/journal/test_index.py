@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
+from artifactsync import Run
 from artifactsync.errors import DamagedError, NewerFormatError, TransientStoreError
 from artifactsync.journal import index as index_module
 from artifactsync.journal.index import Pack
-from artifactsync.journal.log import JournalLog, Slot
+from artifactsync.journal.log import JournalLog, Slot, SlotTakenError
 from artifactsync.journal.record import FORMAT, Kind, Record, seal
+from artifactsync.journal.retention import RetentionPolicy
 from artifactsync.journal.untrusted_json import read_json
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.testing import Fault, FaultyStore
@@ -17,6 +22,7 @@ from tests.journal.conftest import IMPATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from artifactsync.stores.protocol import Store
 
@@ -71,9 +77,8 @@ def test_a_long_journal_is_read_in_few_requests(log: JournalLog, store: Store) -
 @pytest.mark.parametrize("up_to", range(1, PACKED + 1))
 def test_every_journal_reads_as_without_an_index(log: JournalLog, up_to: int) -> None:
     grow(log, up_to)
-    bad: list[Pack] = []
-    assert list(log.read_all(up_to=up_to, on_bad_pack=bad.append)) == plain(log, up_to)
-    assert not bad
+    assert list(log.read_all(up_to=up_to)) == plain(log, up_to)
+    assert not log.bad_packs()
 
 
 def forge(data: bytes) -> bytes:
@@ -112,8 +117,7 @@ def test_a_wrong_pack_changes_nothing(log: JournalLog, store: Store, wrong: str,
     grow(log, PACKED)
     store.put(pack.key(log.layout), WRONG[wrong](store.get(pack.key(log.layout))))
     assert list(log.read_all(up_to=PACKED)) == plain(log, PACKED)
-    if wrong != "too long":  # which is not even read
-        assert log.bad_packs() == [pack]
+    assert log.bad_packs() == [pack]
     grow(log, 4, plain(log, PACKED)[-1])
     assert list(log.read_all(up_to=PACKED + 4)) == plain(log, PACKED + 4)
 
@@ -125,7 +129,7 @@ def test_the_packs_of_another_run_change_nothing(log: JournalLog, store: Store) 
     for info in store.list(other.layout.index):
         store.put(log.layout.index + info.key[len(other.layout.index) :], store.get(info.key))
     assert list(log.read_all(up_to=PACKED)) == plain(log, PACKED)
-    assert len(log.bad_packs()) == 3
+    assert set(log.bad_packs()) == set(log.index.packs())
 
 
 def test_packs_that_are_gone_between_listing_and_reading_change_nothing(log: JournalLog, store: Store) -> None:
@@ -145,6 +149,106 @@ def test_other_objects_in_its_folder_are_no_packs(log: JournalLog, store: Store,
     store.put(log.layout.index + name, b"x")
     assert list(log.read_all(up_to=PACKED)) == plain(log, PACKED)
     assert log.bad_packs() == []
+
+
+def test_a_pack_that_no_record_follows_yet_is_looked_at_too(log: JournalLog, store: Store) -> None:
+    """Else one that claims more than there is would keep the good ones from being written."""
+    last = grow(log, 9)
+    ahead, at_the_end = Pack(1, 27), Pack(7, 9)
+    store.put(ahead.key(log.layout), b"".join(store.get(log.layout.record(seq)) for seq in range(1, 10)))
+    store.put(at_the_end.key(log.layout), b"x")
+    assert log.bad_packs() == [ahead, at_the_end]
+    log.index.remove_superseded(log.bad_packs())
+    grow(JournalLog(store, "demo", policy=IMPATIENT), 19, last)
+    assert log.bad_packs() == []
+    assert ahead in log.index.packs()
+
+
+class Crowd:
+    """Everybody who touches the packs of one run, at the same time, until ``over``."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.over = store, threading.Event()
+
+    def log(self) -> JournalLog:
+        return JournalLog(self.store, "demo", policy=IMPATIENT)
+
+    def write(self, number: int) -> None:
+        mine, written = self.log(), 0
+        after = mine.find_head()
+        while written < 30:
+            try:
+                after = mine.append(after, kind=Kind.CLAIM, attempt=number, writer=ME, body={}, totals={})
+                written += 1
+            except SlotTakenError as error:
+                after = error.slot
+            mine.advise(after.record.seq)
+
+    def prune(self) -> None:
+        mine = self.log()
+        while not self.over.is_set():
+            mine.index.remove_superseded(mine.bad_packs())
+
+    def spoil(self) -> None:
+        mine, draw = self.log(), random.Random(9)
+        while not self.over.is_set():
+            for pack in mine.index.packs():
+                if draw.random() < 0.3:
+                    self.store.put(pack.key(mine.layout), draw.choice([b"", b"x\n" * 3, b"{}\n" * 9]))
+
+    def read(self) -> int:
+        mine, reads = self.log(), 0
+        while not self.over.is_set():
+            up_to = mine.newest_seq()
+            assert list(mine.read_all(up_to=up_to)) == plain(mine, up_to)
+            reads += 1
+        return reads
+
+
+def test_writers_a_prune_and_a_vandal_at_the_same_packs(store: Store) -> None:
+    """Whoever writes packs when, and whatever becomes of them: each reader reads the journal."""
+    crowd = Crowd(store)
+    with ThreadPoolExecutor(6) as threads:
+        reader, *beside = [threads.submit(role) for role in (crowd.read, crowd.prune, crowd.spoil)]
+        try:
+            for writer in [threads.submit(crowd.write, number) for number in (1, 2, 3)]:
+                writer.result(60)
+        finally:
+            crowd.over.set()
+        for role in beside:
+            role.result(60)
+        assert reader.result(60)
+    log = crowd.log()
+    assert log.newest_seq() == 90
+    assert list(log.read_all(up_to=90)) == plain(log, 90)
+    log.index.remove_superseded(log.bad_packs())
+    grow(crowd.log(), 60, log.find_head())
+    assert log.bad_packs() == []
+    assert Pack(1, 27) in log.index.packs()
+
+
+def test_verify_names_a_wrong_pack_and_a_prune_removes_it(store: Store, tmp_path: Path) -> None:
+    with Run("demo", remote=store, local_root=tmp_path) as run:
+        for step in range(1, 12):
+            path = run.local_dir / f"{step}.pt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"%d" % step)
+            run.save_files([path], step=step).result(30)
+    log = JournalLog(store, "demo")
+    key = Pack(1, 9).key(log.layout)
+    good = store.get(key)
+    store.put(key, good[:-5])
+    reader = Run("demo", remote=store, read_only=True)
+    report = reader.verify(deep=True)
+    assert report.ok  # nothing is lost by it
+    assert report.to_json()["wrong_packs"] == [key]
+    assert len(reader.checkpoints()) == 11
+    reader.prune(RetentionPolicy(keep_last=5), orphans_age_s=0)
+    assert reader.verify().wrong_packs == ()
+    assert Pack(1, 9) not in log.index.packs()
+    with Run("demo", remote=store, local_root=tmp_path):
+        pass
+    assert store.get(key) == good  # its next writer makes it anew
 
 
 def test_the_packs_that_follow_the_journal_are_not_read(log: JournalLog, store: Store) -> None:

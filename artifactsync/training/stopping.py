@@ -66,11 +66,16 @@ class StopRequest:
         return min((each for each in (said, noticed) if each is not None), default=None)
 
     def die(self) -> None:
-        """End the process by the signal that came: whoever waits for it sees what it expects."""
+        """End the process by the signal that came: whoever waits for it sees what it expects.
+
+        Raises:
+            SystemExit: the signal could not end it: the first process of a container is immune to its own.
+        """
         assert self.signal is not None, "asked before"
         if self.signal in self._installed:
             signal.signal(self.signal, signal.SIG_DFL)
         os.kill(os.getpid(), self.signal)
+        raise SystemExit(128 + self.signal)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number

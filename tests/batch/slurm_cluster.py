@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-import shutil
 import socket
 import subprocess
 import sys
@@ -40,7 +40,7 @@ KillWait=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=1 State=UNKNOWN
-PartitionName=spot Nodes=node Default=YES PriorityTier=1 GraceTime=0 MaxTime=INFINITE
+PartitionName=spot Nodes=node Default=YES PriorityTier=1 GraceTime=20 MaxTime=INFINITE
 PartitionName=urgent Nodes=node PriorityTier=9 PreemptMode=OFF MaxTime=INFINITE
 """
 
@@ -91,14 +91,12 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_):
-        for daemon in reversed(self._daemons):
+        for daemon in reversed(self._daemons):  # the controller last
             daemon.terminate()
-        for daemon in reversed(self._daemons):
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(20)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
+            daemon.kill()
+            daemon.wait()
 
     def command(self, name, *arguments, check=True, cwd=None):
         done = subprocess.run(
@@ -127,6 +125,12 @@ class SlurmCluster:
 
     def wait_for_file(self, path, timeout_s=100):
         self._wait(path.exists, f"{path.name}", timeout_s)
+
+    def wait_for_text(self, path, text):
+        self._wait(lambda: path.exists() and text in path.read_text(errors="replace"), f"{text!r} in {path.name}")
+
+    def wait_until_idle(self):
+        self._wait(lambda: self.command("sinfo", "-h", "-o", "%T", check=False).split()[:1] == ["idle"], "an idle node")
 
     def start_at_once(self, job):
         """A requeued job is held back for two minutes."""

@@ -1,7 +1,10 @@
-"""Real Slurm on this machine: examples/batch/slurm.sh is stopped in the middle, goes on, and ends with the same bytes."""
+"""Real Slurm on this machine: a job of examples/batch/slurm.sh, stopped in every way, ends with the same bytes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,67 +24,70 @@ def cluster(tmp_path_factory):
         yield started
 
 
-@pytest.fixture(scope="module")
-def straight(cluster, tmp_path_factory):
-    """The bytes of the weights of a job that nobody interrupts."""
-    folder = tmp_path_factory.mktemp("straight")
-    job = _submit(cluster, folder, "straight")
-    cluster.wait_for_state(job, "COMPLETED")
-    assert "done, try 1 as digits-" in _output(folder, job)
-    return (folder / "final-straight.pt").read_bytes()
+def _uninterrupted(folder):
+    folder.mkdir()
+    names = {"ARTIFACTSYNC_REMOTE": str(folder / "remote"), "ARTIFACTSYNC_RUN_NAME": "straight"}
+    command = [sys.executable, str(_TRAINING)]
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, **names}, stdout=subprocess.DEVNULL)
 
 
-def _submit(cluster, folder, *arguments, options=()):
-    export = f"--export=ALL,ARTIFACTSYNC_REMOTE={folder / 'remote'}"
-    return cluster.submit(_SCRIPT, _TRAINING, *arguments, options=(export, *options), folder=folder)
+def _near_its_time_limit(cluster, job, folder):
+    cluster.command("scancel", "--signal=USR1", job)  # as --signal=USR1@120 has it sent; the shortest limit is a minute
+    cluster.start_at_once(job)
 
 
-def _output(folder, job):
-    return (folder / f"slurm-{job}.out").read_text(errors="replace")
+def _preempted(cluster, job, folder):
+    (folder / "urgent.sh").write_text("#!/bin/bash\ntrue\n")
+    urgent = cluster.submit(folder / "urgent.sh", options=["--partition=urgent"], folder=folder)
+    cluster.wait_for_state(urgent, "COMPLETED")
+    cluster.start_at_once(job)
 
 
-def _requeue(cluster, job):
+def _requeued(cluster, job, folder):
     cluster.command("scontrol", "requeue", job)
-
-
-def _time_limit(cluster, job):
-    cluster.command("scancel", "--signal=USR1", job)  # what --signal=USR1@120 sends; the shortest limit is a minute
-
-
-@pytest.mark.parametrize("stop", [_requeue, _time_limit])
-def test_a_job_that_is_requeued_in_the_middle_ends_with_the_same_bytes(stop, cluster, straight, tmp_path):
-    job = _submit(cluster, tmp_path, "wait", stop.__name__)
-    cluster.wait_for_file(tmp_path / f"waiting-{job}")
-    stop(cluster, job)
     cluster.start_at_once(job)
+
+
+_REQUEUED = [(_requeued, "SIGTERM")]
+_IN_EVERY_WAY = [(_near_its_time_limit, "SIGUSR1"), (_preempted, "SIGTERM"), *_REQUEUED]
+
+
+@pytest.mark.parametrize("stops", [_REQUEUED, pytest.param(_IN_EVERY_WAY, marks=pytest.mark.crash)], ids=["one", "all"])
+def test_a_job_that_is_requeued_ends_with_the_bytes_of_one_that_never_was(stops, cluster, tmp_path):
+    straight = _uninterrupted(tmp_path / "straight")
+    folder = tmp_path / "job"
+    remote = f"--export=ALL,ARTIFACTSYNC_REMOTE={folder / 'remote'}"
+    job = cluster.submit(_SCRIPT, _TRAINING, len(stops), options=[remote], folder=folder)
+    for attempt, (stop, _) in enumerate(stops, start=1):
+        cluster.wait_for_file(folder / f"waiting-{attempt}")
+        stop(cluster, job, folder)
     cluster.wait_for_state(job, "COMPLETED")
-    assert f"done, try 2 as digits-{job}" in _output(tmp_path, job)
-    assert (tmp_path / f"final-{stop.__name__}.pt").read_bytes() == straight
-    run = Run(f"digits-{job}", remote=tmp_path / "remote", read_only=True)
-    assert [checkpoint.name for checkpoint in run.checkpoints()][0] == "ep0-ba6"  # the batch that was running was kept
-    assert run.status().attempt == 2
-    assert run.status().state == "completed"
+    told = (folder / f"slurm-{job}.out").read_text(errors="replace")
+    assert [line for line in told.splitlines() if line.startswith(("stopped", "done"))] == [
+        *(f"stopped by {signal} on try {attempt}" for attempt, (_, signal) in enumerate(stops, start=1)),
+        f"done as digits-{job} on try {len(stops) + 1}",
+    ], told
+    assert straight.wait(60) == 0
+    assert (folder / "final.pt").read_bytes() == (tmp_path / "straight" / "final.pt").read_bytes()
+    run = Run(f"digits-{job}", remote=folder / "remote", read_only=True)
+    kept = [6, 8, 10][: len(stops)]  # the batch that was running when the signal came
+    assert [checkpoint.step for checkpoint in run.checkpoints()][: len(stops)] == kept
+    assert (run.status().attempt, run.status().state) == (len(stops) + 1, "completed")
+    print(f"Slurm: stopped {len(stops)} times, {len(stops) + 1} tries, 0 batches lost, same bytes")
 
 
-def test_a_job_of_more_priority_takes_the_node_and_the_first_one_goes_on_after_it(cluster, straight, tmp_path):
-    job = _submit(cluster, tmp_path, "wait", "preempted")
-    cluster.wait_for_file(tmp_path / f"waiting-{job}")
-    urgent = tmp_path / "urgent.sh"
-    urgent.write_text("#!/bin/bash\ntrue\n")
-    other = cluster.submit(urgent, options=["--partition=urgent"], folder=tmp_path)
-    cluster.wait_for_state(other, "COMPLETED")
-    cluster.start_at_once(job)
-    cluster.wait_for_state(job, "COMPLETED")
-    assert f"done, try 2 as digits-{job}" in _output(tmp_path, job)
-    assert (tmp_path / "final-preempted.pt").read_bytes() == straight
+def test_a_job_that_is_cancelled_stays_so(cluster, tmp_path):
+    job = cluster.submit(_SCRIPT, "-c", "import signal; print('up', flush=True); signal.pause()", folder=tmp_path)
+    cluster.wait_for_text(tmp_path / f"slurm-{job}.out", "up")
+    cluster.command("scancel", job)
+    cluster.wait_for_state(job, "CANCELLED")
+    cluster.wait_until_idle()
+    assert cluster.state(job) == "CANCELLED"
 
 
-def test_what_the_real_sbatch_and_scontrol_make_of_the_script(cluster, tmp_path):
-    told = cluster.command("sbatch", "--test-only", _SCRIPT, "train.py", cwd=tmp_path, check=False)
+def test_what_the_real_sbatch_makes_of_the_script(cluster, tmp_path):
     job = cluster.submit(_SCRIPT, "train.py", options=["--hold"], folder=tmp_path)
     shown = cluster.command("scontrol", "show", "job", job)
     cluster.command("scancel", job)
-    assert not told
-    assert "JobName=digits" in shown
-    assert "Requeue=1" in shown
-    assert "TimeLimit=04:00:00" in shown
+    for expected in ("JobName=digits", "Requeue=1", "TimeLimit=04:00:00"):
+        assert expected in shown

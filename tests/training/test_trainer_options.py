@@ -194,9 +194,11 @@ def test_a_stop_signal_saves_and_the_resumed_run_ends_the_same(tmp_path):
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_a_clouds_notice_saves_and_ends_by_sigterm(tmp_path):
+@pytest.mark.parametrize("is_immune", [False, pytest.param(True, marks=pytest.mark.crash)])  # as a container's first is
+def test_a_clouds_notice_saves_and_ends_by_sigterm(is_immune, tmp_path):
     program = (
-        "import sys, pathlib, threading\n"
+        "import sys, pathlib, signal, threading\n"
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, {[int(signal.SIGTERM)] if is_immune else []})\n"
         "from artifactsync import Callback\n"
         "from tests.training.test_trainer_options import _trainer\n"
         "class Wait(Callback):\n"
@@ -219,7 +221,7 @@ def test_a_clouds_notice_saves_and_ends_by_sigterm(tmp_path):
             text=True,
             env={**os.environ, **machine},
         )
-    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert done.returncode == (128 + signal.SIGTERM if is_immune else -signal.SIGTERM), done.stderr
     assert "EC2 will terminate this spot instance, in " in done.stderr
     run = Run("r", remote=tmp_path / "remote", read_only=True)
     assert run.status().state == "preempted"

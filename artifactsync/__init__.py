@@ -12,6 +12,7 @@ from artifactsync._version import __version__
 from artifactsync.errors import ArtifactSyncError
 
 if TYPE_CHECKING:
+    from artifactsync.batch import StopSignal
     from artifactsync.checkpoint import Resumed
     from artifactsync.loggers import (
         CometMLLogger,
@@ -46,6 +47,7 @@ __all__ = [
     "RetentionPolicy",
     "Run",
     "State",
+    "StopSignal",
     "TensorboardLogger",
     "Time",
     "Timestamp",
@@ -76,6 +78,7 @@ _HOMES = {
     "RetentionPolicy": "run",
     "Run": "run",
     "State": "training",
+    "StopSignal": "batch",
     "TensorboardLogger": "loggers",
     "Time": "training",
     "Timestamp": "training",

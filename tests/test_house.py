@@ -41,6 +41,7 @@ PUBLIC = {
     "RetentionPolicy",
     "Run",
     "State",
+    "StopSignal",
     "TensorboardLogger",
     "Time",
     "Timestamp",

@@ -14,11 +14,13 @@ from artifactsync.batch.ranks import (
     rank,
     world_size,
 )
+from artifactsync.batch.stop_signal import StopSignal
 
 __all__ = [
     "JobEnv",
     "NoticeWatch",
     "Placement",
+    "StopSignal",
     "grace_s",
     "job_env",
     "local_rank",

@@ -190,7 +190,9 @@ class S3ObjectStore(ObjectStore):
             for one in failed:
                 if one.get("Code") != "NoSuchKey":
                     url = f"{self._url}/{one.get('Key', '')}"
-                    raise Answer(url=url, status=400, code=one.get("Code", ""), detail=one.get("Message", "")).error()
+                    code = one.get("Code", "")
+                    status = 403 if code == "AccessDenied" else 400  # no status of its own in the answer to many
+                    raise Answer(url=url, status=status, code=code, detail=one.get("Message", "")).error()
 
     def unfinished_uploads(self, prefix: str = "") -> Iterator[UnfinishedUpload]:
         """Yield multipart uploads that were begun and neither completed nor aborted. See ``stores.unfinished``."""

@@ -39,7 +39,7 @@ class _Counting:
 
 def measure() -> None:
     """Measure all four, and write them down."""
-    import torch  # noqa: PLC0415 - not while the others are listed
+    import torch
 
     torch.set_num_threads(1)
     figures = {}
@@ -61,9 +61,9 @@ def measure() -> None:
 
 
 def _open(folder: Path) -> tuple[Any, dict[str, int]]:
-    from artifactsync import Run  # noqa: PLC0415
-    from artifactsync.stores import open_store  # noqa: PLC0415
-    from artifactsync.stores.prefix import PrefixStore  # noqa: PLC0415
+    from artifactsync import Run
+    from artifactsync.stores import open_store
+    from artifactsync.stores.prefix import PrefixStore
 
     sent = {"files": 0, "logs": 0, "records": 0}
 
@@ -97,7 +97,7 @@ def _kind(key: str) -> str:
 
 def _frozen(folder: Path) -> dict[str, Any]:
     """Ten checkpoints of a model whose backbone is frozen, after the two in which that becomes known."""
-    import torch  # noqa: PLC0415
+    import torch
 
     run, sent = _open(folder)
     model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(4096, 4096), "head": torch.nn.Linear(4096, 1024)})

@@ -56,13 +56,13 @@ class _PeakMemory:
 
 
 def measure() -> None:
-    import torch  # noqa: PLC0415 - not while the others are listed
+    import torch
 
-    from artifactsync.checkpoint.image import FileImage  # noqa: PLC0415
-    from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot  # noqa: PLC0415
-    from artifactsync.checkpoint.write import FileWriting  # noqa: PLC0415
-    from artifactsync.stores import open_store  # noqa: PLC0415
-    from artifactsync.transfer.queue import UploadQueue  # noqa: PLC0415
+    from artifactsync.checkpoint.image import FileImage
+    from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot
+    from artifactsync.checkpoint.write import FileWriting
+    from artifactsync.stores import open_store
+    from artifactsync.transfer.queue import UploadQueue
 
     torch.set_num_threads(1)
     state = {f"layer{n}.weight": torch.randn(_TENSOR_BYTES // 4) for n in range(_TENSORS)}

@@ -22,11 +22,11 @@ _LAYERS, _WIDTH = 128, 1024
 
 def measure() -> None:
     """Measure, and write it down."""
-    import torch  # noqa: PLC0415 - not while the others are listed
+    import torch
 
-    from artifactsync.checkpoint.load import load_file, restore  # noqa: PLC0415
-    from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot  # noqa: PLC0415
-    from artifactsync.checkpoint.write import write_snapshot  # noqa: PLC0415
+    from artifactsync.checkpoint.load import load_file, restore
+    from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot
+    from artifactsync.checkpoint.write import write_snapshot
 
     torch.set_num_threads(1)
     model = torch.nn.Sequential(*(torch.nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(_LAYERS)))

@@ -73,6 +73,9 @@ def native_sink(
     if latency_s:
         words += ["--latency-us", str(round(latency_s * 1e6))]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    if bytes_per_s is not None:
+        with contextlib.suppress(OSError):  # a line is never short of a core; where it may not be raised, it may be
+            os.setpriority(os.PRIO_PROCESS, process.pid, -15)
     if is_idle:
         os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # before it has any other thread
     try:
@@ -90,8 +93,10 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     if not certificate.exists():
         made = subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=127.0.0.1"]
-            + ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate],  # noqa: RUF005
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=127.0.0.1"),
+                *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", certificate),
+            ],
             capture_output=True,
             text=True,
             check=False,

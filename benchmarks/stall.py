@@ -164,7 +164,7 @@ class _SinkStore:
     """The sink for what is large; the memory of this process for the journal, which wants to be read again."""
 
     def __init__(self, endpoint_url: str) -> None:
-        from artifactsync.stores import open_store  # noqa: PLC0415
+        from artifactsync.stores import open_store
 
         self._journal = open_store("memory://bench", None)
         self._sink = open_store("s3://bucket", {"endpoint_url": endpoint_url, "key": "k", "secret": "s"})
@@ -184,10 +184,10 @@ class _SinkStore:
 
 
 def _ours(training: stall_peers.Training, endpoint_url: str, folder: Path, *, overlap: bool) -> Any:
-    import torch  # noqa: PLC0415
+    import torch
 
-    from artifactsync import Run  # noqa: PLC0415
-    from artifactsync.checkpoint.state_io import _saver_of  # noqa: PLC0415
+    from artifactsync import Run
+    from artifactsync.checkpoint.state_io import _saver_of
 
     run = Run("bench", remote=_SinkStore(endpoint_url), local_root=folder)
     training.step()

@@ -4,7 +4,7 @@ Runs by its path under any Python that has torch, also one that has no artifacts
 torch of their own.
 """
 
-# ruff: noqa: PLC0415, SLF001 - each contender's libraries are its own, and none says when its upload is over
+# ruff: noqa: SLF001 - each contender's libraries are its own, and none says when its upload is over
 
 from __future__ import annotations
 

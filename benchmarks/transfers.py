@@ -1,9 +1,10 @@
 """How fast files go up and come back, and what processor time that takes, against other tools.
 
 1 GiB in one file, 64 files of 16 MiB, 2,000 of 8 KiB; S3 by http and by TLS to a native sink, GCS to fake-gcs-server.
-The contenders take turns, round by round (A B C A B C …); after three rounds those that take more than twice as long
-as the first sit out. Ours and other libraries run in a process of their own that is already there; programs are
-started each time. Ours hashes all that it sends and verifies and syncs all that it fetches; the others do neither.
+The contenders take turns, round by round (A B C A B C …); those that take more than three times as long as the first
+(from the fourth round on: twice as long) sit out. Ours and other libraries run in a process of their own that is
+there already; programs are started each time. Ours hashes all that it sends, and verifies and syncs all that it
+fetches; the others do neither.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from benchmarks.native_sink import NoTlsError, Sink, native_sink
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
 _MIB = 2**20
 CASES = {"1 GiB": (1, 1024 * _MIB), "64 x 16 MiB": (64, 16 * _MIB), "2,000 x 8 KiB": (2000, 8192)}
 GCS_CASES = {"256 MiB": (1, 256 * _MIB), "16 x 16 MiB": (16, 16 * _MIB), "500 x 8 KiB": (500, 8192)}
@@ -34,14 +37,15 @@ S3 = ("artifactsync", "s5cmd", "rclone", "boto3", "boto3 + CRT", "s3fs", "openda
 GCS = ("artifactsync gs", "google-cloud-storage", "gcsfs")
 ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "5"))
 _FEW_ROUNDS = 3
-_GIVE_UP_S = 120.0
+_FAR_BEHIND = 3.0  # times the first
+_BEHIND = 2.0
 
 _Rounds = dict[str, list[dict[str, float]]]
 
 
 def measure() -> None:
     figures: dict[str, Any] = {"rounds": ROUNDS, "at_a_time": "one contender", "results": {}, "missing": {}}
-    with tempfile.TemporaryDirectory(prefix="artifactsync-bench-", dir=_fast_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix="artifactsync-bench-", dir=fast_folder()) as name:
         folder = Path(name)
         figures["files_on"] = "memory (/dev/shm)" if folder.is_relative_to("/dev/shm") else "disk"
         _make_files(folder / "s3", CASES)
@@ -72,9 +76,8 @@ def _compare(
         contenders: dict[str, _Contender] = {}
         for name in names:
             try:
-                kind = _Program if name in transfer_peers.PROGRAMS else _Library
-                contenders[name] = stack.enter_context(kind(name, sink, folder))
-            except _MissingError as error:
+                contenders[name] = stack.enter_context(contender(name, sink, folder))
+            except MissingError as error:
                 missing[name] = str(error)
         for direction in ("up", "down"):
             for case in cases:
@@ -87,7 +90,7 @@ def _compare(
                         try:
                             where = f"{name.replace(' ', '')}{number if place.startswith('S3') else ''}"
                             taken = contenders[name].move(direction, source, where)
-                        except _MissingError as error:
+                        except MissingError as error:
                             missing[f"{name}: {case} {direction}"] = str(error)
                             del rounds[name]
                         else:
@@ -102,12 +105,12 @@ def _compare(
 
 
 def _in_the_race(rounds: _Rounds, number: int) -> list[str]:
-    """Who runs in this round: after a few, only those who may still be among the first, and ours."""
-    if number < _FEW_ROUNDS:
+    """Who runs in this round: only those who may still be among the first, and ours."""
+    if number == 0:
         return list(rounds)
     medians = {name: statistics.median(each["wall_s"] for each in taken) for name, taken in rounds.items() if taken}
-    first = min(medians.values())
-    return [name for name in medians if medians[name] <= 2 * first or name.startswith("artifactsync")]
+    limit_s = min(medians.values()) * (_FAR_BEHIND if number < _FEW_ROUNDS else _BEHIND)
+    return [name for name in medians if medians[name] <= limit_s or name.startswith("artifactsync")]
 
 
 def _summary(taken: list[dict[str, float]]) -> dict[str, Any]:
@@ -118,8 +121,13 @@ def _summary(taken: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-class _MissingError(Exception):
+class MissingError(Exception):
     """This contender cannot run here, and why."""
+
+
+def contender(name: str, sink: Sink, folder: Path) -> _Library | _Program:
+    """Who moves files between ``sink`` and below ``folder``; a context manager that may raise ``MissingError``."""
+    return (_Program if name in transfer_peers.PROGRAMS else _Library)(name, sink, folder)
 
 
 class _Contender:
@@ -137,19 +145,20 @@ class _Contender:
             taken = self._move(direction, source, str(destination))
             here = {path.name: path.stat().st_size for path in destination.iterdir()}
             if here != {path.name: path.stat().st_size for path in source.iterdir()}:
-                raise _MissingError(f"it brought {len(here)} files of {len(list(source.iterdir()))}")
+                raise MissingError(f"it brought {len(here)} files of {len(list(source.iterdir()))}")
             return taken
         finally:
             shutil.rmtree(destination)
 
     def _move(self, direction: str, source: Path, where: str) -> dict[str, float]:
-        raise NotImplementedError
+        """Move them; what it took."""
+        raise MissingError(f"{self.name} cannot move {source} {direction} to {where}")
 
 
 class _Library(_Contender):
-    def __enter__(self) -> _Library:
+    def __enter__(self) -> Self:
         command = [sys.executable, "-m", "benchmarks.transfer_peers", self.name, self.sink.endpoint_url]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
+        self._errors = tempfile.TemporaryFile("w+")
         self._child = subprocess.Popen(
             [*command, self.sink.ca_file or ""],
             stdin=subprocess.PIPE,
@@ -181,16 +190,16 @@ class _Library(_Contender):
         if not line:
             self._errors.seek(0)
             words = self._errors.read().strip().splitlines() or ["it ended without a word"]
-            raise _MissingError(words[-1][:200])
+            raise MissingError(words[-1][:200])
         return line
 
 
 class _Program(_Contender):
-    def __enter__(self) -> _Program:
+    def __enter__(self) -> Self:
         beside = Path(sys.executable).with_name(self.name)
         found = str(beside) if beside.exists() else shutil.which(self.name)
         if found is None:
-            raise _MissingError("the program is not installed")
+            raise MissingError("the program is not installed")
         self._found = found
         return self
 
@@ -217,7 +226,7 @@ class _Program(_Contender):
         process.returncode = os.waitstatus_to_exitcode(status)
         process.stderr.close()
         if status:
-            raise _MissingError((errors.strip().splitlines() or [f"exit {status}"])[-1][:200])
+            raise MissingError((errors.strip().splitlines() or [f"exit {status}"])[-1][:200])
         return {
             "wall_s": time.perf_counter() - began,
             "cpu_s": used.ru_utime + used.ru_stime,
@@ -291,7 +300,7 @@ def _folder(case: str) -> str:
     return case.replace(" ", "").replace(",", "")
 
 
-def _fast_folder() -> str | None:
+def fast_folder() -> str | None:
     """Memory, where there is enough of it: a disk would be what is measured."""
     shared = Path("/dev/shm")
     return str(shared) if shared.exists() and shutil.disk_usage(shared).free > 5 * 2**30 else None

@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import transfer_peers
+from benchmarks.native_sink import native_sink
 from benchmarks.report import save, show
 
 if TYPE_CHECKING:
@@ -35,10 +37,12 @@ CONTENDERS = {
     "normal": "artifactsync, normal priority",
     "boto3": "boto3 upload_file in a thread",
     "s3fs": "s3fs put_file in a thread",
+    "boto3 + CRT": "boto3's CRT transfer manager",
+    "opendal": "opendal in a thread",
 }
 FILE_BYTES = 256 * 1024 * 1024
-ROUNDS = 5
-SATURATED_ROUNDS = 3  # each takes long
+ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "5"))
+SATURATED_ROUNDS = min(3, ROUNDS)  # each takes long
 _GIVE_UP_S = 60.0  # of one upload
 _ALONE_S = 0.6
 _GIB = 2**30
@@ -47,17 +51,20 @@ _GIB = 2**30
 def measure() -> None:
     """Run every contender on a quiet machine, ours also on a saturated one; print and save."""
     with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, _sink(Path(folder)) as endpoint_url:
-        path = Path(folder, "model.pt")
+        path = Path(folder, "files", "model.pt")
+        path.parent.mkdir()
         with path.open("wb") as file:
             for _ in range(FILE_BYTES >> 24):
                 file.write(os.urandom(1 << 24))
-        quiet = _take_turns(list(CONTENDERS), endpoint_url, path, rounds_wanted=ROUNDS)
+        missing: dict[str, str] = {}
+        quiet = _take_turns(list(CONTENDERS), endpoint_url, path, rounds_wanted=ROUNDS, missing=missing)
         saturated = _take_turns(
             ["polite", "normal"],
             endpoint_url,
             path,
             rounds_wanted=SATURATED_ROUNDS,
             burners=len(os.sched_getaffinity(0)),
+            missing=missing,
         )
         submit = _child("submit", endpoint_url, path)
         submit_us = json.loads(submit.communicate("\n", timeout=60)[0].splitlines()[-1])
@@ -67,6 +74,7 @@ def measure() -> None:
         "quiet": {name: _summary(rounds, quiet["polite"]) for name, rounds in quiet.items()},
         "saturated": {name: _summary(rounds, saturated["polite"]) for name, rounds in saturated.items()},
         "submit_us": submit_us,
+        "missing": missing,
         "raw": {"quiet": quiet, "saturated": saturated},
     }
     rounds_of = {"quiet": ROUNDS, "saturated": SATURATED_ROUNDS}
@@ -81,6 +89,7 @@ def measure() -> None:
                 "upload s/GiB",
                 "CPU s/GiB",
                 "longest step ms",
+                "p99 step ÷ alone",
             ],
             [
                 [
@@ -91,6 +100,7 @@ def measure() -> None:
                     f"{row['upload_s_per_gib']:.2f}",
                     f"{row['cpu_s_per_gib']:.2f}",
                     f"{row['longest_step_ms']:.1f}",
+                    f"{row['p99_ratio']:.2f}",
                 ]
                 for name, row in figures[key].items()  # type: ignore[attr-defined]  # a dict of dicts
             ],
@@ -104,21 +114,25 @@ def measure() -> None:
 
 
 def _take_turns(
-    names: list[str], endpoint_url: str, path: Path, *, rounds_wanted: int, burners: int = 0
+    names: list[str], endpoint_url: str, path: Path, *, rounds_wanted: int, missing: dict[str, str], burners: int = 0
 ) -> dict[str, list[dict[str, float]]]:
     children = {name: _child(name, endpoint_url, path) for name in names}
     burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(burners)]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     try:
         for number in range(rounds_wanted + 1):  # the first one is to warm up
-            for name, child in children.items():
+            for name, child in list(children.items()):
                 assert child.stdin is not None
                 assert child.stdout is not None
-                child.stdin.write("\n")
-                child.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):
+                    child.stdin.write("\n")
+                    child.stdin.flush()
                 line = child.stdout.readline()
                 if not line:
-                    raise SystemExit(f"the contender {name} ended")
+                    missing[name] = "its process ended; what it said is above"
+                    children.pop(name).wait()
+                    rounds.pop(name)
+                    continue
                 if number:
                     rounds[name].append(json.loads(line))
     finally:
@@ -150,24 +164,15 @@ def _child(name: str, endpoint_url: str, path: Path) -> subprocess.Popen[str]:
 @contextlib.contextmanager
 def _sink(folder: Path) -> Iterator[str]:
     """Compile and start the sink."""
-    program = folder / "sink"
-    source = Path(__file__).with_name("sink.c")
-    subprocess.run(["cc", "-O2", "-pthread", "-o", program, source], check=True)
-    process = subprocess.Popen([program], stdout=subprocess.PIPE, text=True)
-    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # before it has any other thread
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
+    with native_sink(folder, is_idle=True) as sink:
+        yield sink.endpoint_url
 
 
 # In the child: the loop, and one contender.
 
 
 def _contend(name: str, endpoint_url: str, path: Path) -> None:
-    import torch  # noqa: PLC0415 - not in the parent
+    import torch
 
     torch.set_num_threads(1)
     weights = torch.randn(64, 64)
@@ -180,22 +185,23 @@ def _contend(name: str, endpoint_url: str, path: Path) -> None:
 
     upload = _uploader(name, endpoint_url)
     for number, _ in enumerate(sys.stdin):
-        before_s = _step_s(step)
+        before_s = _steps_s(step)
         cpu_s = time.process_time()
         is_done = upload(path, f"model{number}.pt")
         blocked_s = -_ran_or_ready_s()
         began = time.perf_counter()
-        steps, longest_s, last = 0, 0.0, began
+        durations, last = [], began
         while not is_done():
             assert last - began < _GIVE_UP_S, f"{name} does not end"
             step()
             now = time.perf_counter()
-            longest_s, last = max(longest_s, now - last), now
-            steps += 1
+            durations.append(now - last)
+            last = now
         took_s = time.perf_counter() - began
         blocked_s = took_s - (blocked_s + _ran_or_ready_s())
         cpu_s = time.process_time() - cpu_s
-        alone_s = (before_s + _step_s(step)) / 2
+        after_s, steps = _steps_s(step), len(durations)
+        alone_s = (statistics.fmean(before_s) + statistics.fmean(after_s)) / 2
         gib = path.stat().st_size / _GIB
         print(
             json.dumps(
@@ -204,7 +210,8 @@ def _contend(name: str, endpoint_url: str, path: Path) -> None:
                     "blocked_ms_per_gib": blocked_s * 1000 / gib,
                     "upload_s_per_gib": took_s / gib,
                     "cpu_s_per_gib": (cpu_s - steps * alone_s) / gib,
-                    "longest_step_ms": longest_s * 1000,
+                    "longest_step_ms": max(durations) * 1000,
+                    "p99_ratio": _p99(durations) / _p99(before_s + after_s),
                     "step_alone_us": alone_s * 1e6,
                 }
             ),
@@ -218,31 +225,42 @@ def _ran_or_ready_s() -> float:
     return (int(ran_ns) + int(ready_ns)) / 1e9
 
 
-def _step_s(step: Callable[[], None]) -> float:
-    """Seconds per step when nothing else runs in this process."""
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < _ALONE_S:
+def _steps_s(step: Callable[[], None]) -> list[float]:
+    """Seconds of each step when nothing else runs in this process."""
+    began = last = time.perf_counter()
+    durations = []
+    while last - began < _ALONE_S:
         step()
-        steps += 1
-    return (time.perf_counter() - began) / steps
+        now = time.perf_counter()
+        durations.append(now - last)
+        last = now
+    return durations
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]
 
 
 def _uploader(name: str, endpoint_url: str) -> Callable[[Path, str], Callable[[], bool]]:
     """How a contender begins an upload; it returns whether that is done."""
     if name in {"polite", "normal"}:
-        from artifactsync.stores import open_store  # noqa: PLC0415
-        from artifactsync.transfer.queue import UploadQueue  # noqa: PLC0415
+        from artifactsync.stores import open_store
+        from artifactsync.transfer.queue import UploadQueue
 
         options = {"endpoint_url": endpoint_url, "key": "k", "secret": "s"}
         queue = UploadQueue(lambda: open_store("s3://bucket", options), polite=name == "polite")
         return lambda path, key: _checked(queue.submit(key, path))
     if name == "boto3":
-        import boto3  # noqa: PLC0415
+        import boto3
 
         keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
         client = boto3.client("s3", endpoint_url=endpoint_url, **keys)
         return lambda path, key: _in_thread(lambda: client.upload_file(str(path), "bucket", key))
-    import s3fs  # noqa: PLC0415
+    if name in transfer_peers.PEERS and name != "s3fs":
+        os.environ.update(transfer_peers.KEYS)
+        peer = transfer_peers.PEERS[name](endpoint_url, None)
+        return lambda path, key: _in_thread(lambda: peer.up(path.parent, key))
+    import s3fs
 
     fs = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=endpoint_url)
     return lambda path, key: _in_thread(lambda: fs.put_file(str(path), f"bucket/{key}"))
@@ -263,12 +281,12 @@ def _in_thread(call: Callable[[], object]) -> Callable[[], bool]:
 
 def _time_submit(endpoint_url: str, path: Path) -> None:
     """Time ``submit`` of the big file while nothing, and while much, is under way."""
-    from artifactsync.stores import open_store  # noqa: PLC0415
-    from artifactsync.transfer.queue import UploadQueue  # noqa: PLC0415
+    from artifactsync.stores import open_store
+    from artifactsync.transfer.queue import UploadQueue
 
     options = {"endpoint_url": endpoint_url, "key": "k", "secret": "s"}
     queue = UploadQueue(lambda: open_store("s3://bucket", options))
-    small = path.with_name("small")
+    small = path.parent.with_name("small")
     small.write_bytes(b"x" * 1000)
     queue.submit("warm", small).result()
 

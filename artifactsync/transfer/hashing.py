@@ -9,9 +9,12 @@ the file is stat'ed before and after on one descriptor, and the last chunk is ha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import queue
 import stat
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 
 READ_BYTES = 4 * 1024 * 1024
 """How much is read at a time for a hash alone: large enough that the interpreter lock is hardly ever held."""
+
+_BEHIND_CHUNKS = 2
+"""A file of more chunks than this is hashed by a second thread, which is at most so many chunks behind: sha256 is the
+slowest part of an upload (docs/benchmarks.md), and with it in line with the reading neither goes at full speed."""
 
 _RACY_S = 0.02
 """A file written less than this ago may be written again without a new mtime: kernels before 6.13 take file times
@@ -95,6 +102,48 @@ def open_file(path: str | os.PathLike[str]) -> int:
     raise ObjectNotFoundError(f"{os.fspath(path)} is not a regular file", hint="only regular files can be uploaded")
 
 
+class _Sha256:
+    """A sha256 that is computed, if it is to be so, by a thread of its own, while the next bytes are read and sent."""
+
+    def __init__(self, *, is_behind: bool) -> None:
+        self._digest = hashlib.sha256()
+        self._waiting: queue.Queue[bytes | None] = queue.Queue(_BEHIND_CHUNKS)
+        self._thread: threading.Thread | None = None
+        if is_behind:
+            thread = threading.Thread(target=self._work, name="artifactsync-hash", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending and starts no more threads
+                thread.start()
+                self._thread = thread
+
+    def update(self, data: bytes) -> None:
+        """Hash more; may wait until what came before is hashed."""
+        if self._thread is None:
+            self._digest.update(data)
+        else:
+            self._waiting.put(data)
+
+    def hexdigest(self) -> str:
+        """The hash of all; no more comes after it."""
+        self._end()
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while (data := self._waiting.get()) is not None:
+            self._digest.update(data)
+
+
 class FileBody:
     """A file as the body of an upload, hashed while it is read. A ``stores.protocol.Body``.
 
@@ -139,22 +188,22 @@ class FileBody:
             FileChangedError: the file changed since the body was made.
         """
         self._settle()
-        digest = hashlib.sha256()
         offset, size = 0, self.size_bytes
-        while True:
-            data = self._read(min(chunk_bytes, size - offset), offset)
-            digest.update(data)
-            offset += len(data)
-            is_last = offset == size
-            if is_last:
-                self._check_unchanged()
-                self._digest = FileDigest(size, digest.hexdigest())
-            if self._on_read is not None:
-                self._on_read(len(data))
-            if data:
-                yield data
-            if is_last:
-                return
+        with _Sha256(is_behind=size > _BEHIND_CHUNKS * chunk_bytes) as digest:
+            while True:
+                data = self._read(min(chunk_bytes, size - offset), offset)
+                digest.update(data)
+                offset += len(data)
+                is_last = offset == size
+                if is_last:
+                    self._check_unchanged()
+                    self._digest = FileDigest(size, digest.hexdigest())
+                if self._on_read is not None:
+                    self._on_read(len(data))
+                if data:
+                    yield data
+                if is_last:
+                    return
 
     def digest_now(self) -> FileDigest:
         """The digest of what the body sends, reading the file if no iteration was whole yet.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -106,3 +107,21 @@ def test_a_growing_file_that_shrinks_has_changed(make_file):
         _cut(path)
         with pytest.raises(FileChangedError, match="ended after 1500 of 3000"):
             list(body.chunks(1000))
+
+
+def test_a_long_file_is_hashed_by_a_thread_that_ends_with_the_reading(tmp_path):
+    data = bytes(range(256)) * 4096
+    path = tmp_path / "long"
+    path.write_bytes(data)
+
+    def hashing():
+        return [thread for thread in threading.enumerate() if thread.name == "artifactsync-hash"]
+
+    with FileBody(path) as body:
+        assert b"".join(body.chunks(1000)) == data
+        assert body.digest == FileDigest(len(data), hashlib.sha256(data).hexdigest())
+        broken_off = body.chunks(1000)
+        next(broken_off)
+        assert len(hashing()) == 1
+        broken_off.close()
+    assert not hashing()

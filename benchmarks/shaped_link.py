@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import plots, report
 from benchmarks.native_sink import native_sink
 from benchmarks.transfers import MissingError, contender, fast_folder
 
@@ -53,6 +53,7 @@ def measure() -> None:
                         figures["missing"][name_of] = str(error)
             shutil.rmtree(folder / "s3")
     report.save("shaped_link", figures)
+    plots.draw_shaped_link()
     report.show(
         f"Share of the line's bandwidth in use, {LATENCY_S * 1000:.0f} ms away, medians of {ROUNDS} (bar {BAR})",
         ["line", *NAMES],

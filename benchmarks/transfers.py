@@ -18,11 +18,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import report, transfer_peers
+from benchmarks import plots, report, transfer_peers
 from benchmarks.native_sink import NoTlsError, Sink, native_sink
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ S3 = ("artifactsync", "s5cmd", "rclone", "boto3", "boto3 + CRT", "s3fs", "openda
 GCS = ("artifactsync gs", "google-cloud-storage", "gcsfs")
 ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "5"))
 _FEW_ROUNDS = 3
+_GIVE_UP_S = 300.0  # of one transfer
 _FAR_BEHIND = 3.0  # times the first
 _BEHIND = 2.0
 
@@ -84,7 +86,7 @@ def _compare(
                 rounds: _Rounds = {name: [] for name in contenders}
                 source = root / _folder(case)
                 if place.startswith("GCS") and direction == "down":
-                    contenders["google-cloud-storage"].move("up", source, source.name)
+                    next(iter(contenders.values())).move("up", source, source.name)
                 for number in range(ROUNDS):
                     for name in _in_the_race(rounds, number):
                         try:
@@ -98,10 +100,11 @@ def _compare(
                 figures["results"].setdefault(place, {}).setdefault(direction, {})[case] = {
                     name: _summary(taken) for name, taken in rounds.items() if taken
                 }
-                print(f"{place}, {direction}, {case}: " + ", ".join(
-                    f"{name} {statistics.median(each['wall_s'] for each in taken):.2f} s"
-                    for name, taken in rounds.items() if taken
-                ), file=sys.stderr)  # fmt: skip
+                report.save("transfers", figures)  # so that what was measured stays, whatever follows
+                medians = {
+                    name: statistics.median(each["wall_s"] for each in taken) for name, taken in rounds.items() if taken
+                }
+                print(f"{place}, {direction}, {case}: {medians}", file=sys.stderr)
 
 
 def _in_the_race(rounds: _Rounds, number: int) -> list[str]:
@@ -145,7 +148,7 @@ class _Contender:
             taken = self._move(direction, source, str(destination))
             here = {path.name: path.stat().st_size for path in destination.iterdir()}
             if here != {path.name: path.stat().st_size for path in source.iterdir()}:
-                raise MissingError(f"it brought {len(here)} files of {len(list(source.iterdir()))}")
+                raise MissingError(f"it brought {len(here)} files, {sum(here.values())} bytes: not what is there")
             return taken
         finally:
             shutil.rmtree(destination)
@@ -186,7 +189,10 @@ class _Library(_Contender):
 
     def _answer(self) -> str:
         assert self._child.stdout is not None
+        limit = threading.Timer(_GIVE_UP_S, self._child.kill)
+        limit.start()
         line = self._child.stdout.readline()
+        limit.cancel()
         if not line:
             self._errors.seek(0)
             words = self._errors.read().strip().splitlines() or ["it ended without a word"]
@@ -266,6 +272,7 @@ def _bare(sink: Sink, source: Path) -> dict[str, Any]:
 
 def _tell(figures: dict[str, Any]) -> None:
     report.save("transfers", figures)
+    plots.draw_transfers()
     for place, directions in figures["results"].items():
         for direction, cases in directions.items():
             names = list(dict.fromkeys(name for case in cases.values() for name in case))

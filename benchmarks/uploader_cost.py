@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import transfer_peers
+from benchmarks import plots, transfer_peers
 from benchmarks.native_sink import native_sink
 from benchmarks.report import save, show
 
@@ -111,6 +111,7 @@ def measure() -> None:
         [[state, *(f"{row[column]:.0f}" for column in ("p50", "p99", "max"))] for state, row in submit_us.items()],
     )
     print(f"saved to {save('uploader_cost', figures)}")
+    plots.draw_uploader_cost()
 
 
 def _take_turns(

@@ -2,7 +2,7 @@
 
 Requests are counted twice: where the program hands them to its store, and on the line to the server, where retries and
 whatever a library asks by itself are seen too. ``ls`` takes turns with the store's own listing of the same keys (A B A
-B …), medians of ``ROUNDS``. Peers that are not installed are said to be missing.
+B …), medians. Peers that are not installed are said to be missing.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ LENGTHS = (10, 1_000, 10_000)
 """Checkpoints of a run."""
 RUNS = 1_000
 """Runs that are listed, of three checkpoints each."""
-ROUNDS = 7
+OBJECTS = {13: 7, 200: 3}
+"""Objects of a run, and rounds: the listing of 200,000 keys takes the others minutes."""
 BAR_REQUESTS = 5
 BAR_LISTING = 1.5
 _BIN = Path(sys.executable).parent
@@ -72,21 +73,55 @@ def measure() -> None:
             for length in LENGTHS
         ]
         line.close()
-        listing = _time_listing(server, bucket, folder)
+        listings = [_time_listing(server, bucket, folder, objects) for objects in OBJECTS]
+    with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, servers.FakeGCS() as google:
+        elsewhere = {
+            "local": _time_elsewhere(open_store(f"{folder}/many")),
+            "fake-gcs-server": _time_elsewhere(
+                open_store(f"{google.make_bucket('artifactsync-bench')}/many", google.storage_options)
+            ),
+        }
     rows = [[str(c[name]) for name in c] for c in counts]
     show("requests", list(counts[0]), rows)
-    base = statistics.median(listing["seconds"]["list_objects_v2, boto3"])
-    show(
-        f"ls of {RUNS} runs ({listing['objects']} objects), s",
-        ["lister", "median", "min", "max", "÷ list_objects_v2"],
-        [
-            [name, *(f"{value:.2f}" for value in (statistics.median(s), min(s), max(s), statistics.median(s) / base))]
-            for name, s in listing["seconds"].items()
-        ]
-        + [[name, "missing", "", "", ""] for name in listing["missing"]],
+    for listing in listings:
+        base = statistics.median(listing["seconds"]["list_objects_v2, boto3"])
+        show(
+            f"ls of {RUNS} runs ({listing['objects']} objects), s",
+            ["lister", "median", "min", "max", "÷ list_objects_v2"],
+            [
+                [name, *(f"{v:.2f}" for v in (statistics.median(s), min(s), max(s), statistics.median(s) / base))]
+                for name, s in listing["seconds"].items()
+            ]
+            + [[name, "missing", "", "", ""] for name in listing["missing"]],
+        )
+        listing["ratio"] = statistics.median(listing["seconds"]["artifactsync ls (in process)"]) / base
+    show("ls of 100 runs in process", ["remote", "s", "÷ its own listing"], [[k, *v] for k, v in elsewhere.items()])
+    save(
+        "requests",
+        {
+            "bars": {"requests": BAR_REQUESTS, "ls": BAR_LISTING},
+            "requests": counts,
+            "ls": listings,
+            "ls_elsewhere": elsewhere,
+        },
     )
-    listing["ratio"] = statistics.median(listing["seconds"]["artifactsync ls (in process)"]) / base
-    save("requests", {"bars": {"requests": BAR_REQUESTS, "ls": BAR_LISTING}, "requests": counts, "ls": listing})
+
+
+def _time_elsewhere(store: Store, runs: int = 100, rounds: int = 3) -> list[str]:
+    """``ls`` of fewer runs on another kind of store, and how that compares with listing every key of it."""
+    objects = [item for number in range(runs) for item in _small_run(f"run-{number:04d}", 13)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda item: store.put(*item), objects))
+    ours, whole = [], []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        assert len(list_runs(store)) == runs
+        ours.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        assert len(list(store.list())) == len(objects)
+        whole.append(time.perf_counter() - began)
+    store.close()
+    return [f"{statistics.median(ours):.2f}", f"{statistics.median(ours) / statistics.median(whole):.2f}"]
 
 
 def _count(
@@ -142,10 +177,11 @@ def _state_file(folder: Path) -> bytes:
     return (folder / "state.pt").read_bytes()
 
 
-def _time_listing(server: Any, bucket: str, folder: str) -> dict[str, Any]:
+def _time_listing(server: Any, bucket: str, folder: str, per_run: int) -> dict[str, Any]:
     """``ls`` and the listing of the same keys by others, in turn."""
-    store = open_store(f"{bucket}/many", server.storage_options)
-    objects = [item for number in range(RUNS) for item in _small_run(f"run-{number:04d}")]
+    root = f"many{per_run}"
+    store = open_store(f"{bucket}/{root}", server.storage_options)
+    objects = [item for number in range(RUNS) for item in _small_run(f"run-{number:04d}", per_run)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda item: store.put(*item), objects))
     environment = {**os.environ, **server.environment}
@@ -162,11 +198,12 @@ def _time_listing(server: Any, bucket: str, folder: str) -> dict[str, Any]:
     )
 
     def pages() -> None:
-        found = sum(
-            len(page.get("Contents", ()))
-            for page in client.get_paginator("list_objects_v2").paginate(Bucket=plain, Prefix="many/")
-        )
-        assert found == len(objects), found
+        found = client.get_paginator("list_objects_v2").paginate(Bucket=plain, Prefix=f"{root}/")
+        assert sum(len(page.get("Contents", ())) for page in found) == len(objects)
+
+    def names() -> None:
+        found = client.get_paginator("list_objects_v2").paginate(Bucket=plain, Prefix=f"{root}/", Delimiter="/")
+        assert sum(len(page.get("CommonPrefixes", ())) for page in found) == RUNS
 
     def ours() -> None:
         runs = list_runs(store)
@@ -178,25 +215,26 @@ def _time_listing(server: Any, bucket: str, folder: str) -> dict[str, Any]:
 
     listers: dict[str, Callable[[], None]] = {
         "list_objects_v2, boto3": pages,
+        "the names alone, boto3": names,
         "artifactsync ls (in process)": ours,
-        "artifactsync ls": process(str(_BIN / "artifactsync"), "--remote", f"{bucket}/many", "--json", "ls"),
-        "s5cmd ls": process(str(_BIN / "s5cmd"), "--endpoint-url", endpoint, "ls", f"{bucket}/many/*"),
-        "rclone lsf -R": process(str(_BIN / "rclone"), "--config", str(config), "lsf", "-R", f"s:{plain}/many"),
+        "artifactsync ls": process(str(_BIN / "artifactsync"), "--remote", f"{bucket}/{root}", "--json", "ls"),
+        "s5cmd ls": process(str(_BIN / "s5cmd"), "--endpoint-url", endpoint, "ls", f"{bucket}/{root}/*"),
+        "rclone lsf -R": process(str(_BIN / "rclone"), "--config", str(config), "lsf", "-R", f"s:{plain}/{root}"),
     }
     programs = {"s5cmd ls": "s5cmd", "rclone lsf -R": "rclone"}
     missing = [name for name, program in programs.items() if shutil.which(str(_BIN / program)) is None]
     seconds: dict[str, list[float]] = {name: [] for name in listers if name not in missing}
-    for _ in range(ROUNDS):
+    for _ in range(OBJECTS[per_run]):
         for name, taken in seconds.items():
             began = time.perf_counter()
             listers[name]()
             taken.append(time.perf_counter() - began)
     store.close()
-    return {"runs": RUNS, "objects": len(objects), "rounds": ROUNDS, "seconds": seconds, "missing": missing}
+    return {"runs": RUNS, "objects": len(objects), "rounds": OBJECTS[per_run], "seconds": seconds, "missing": missing}
 
 
-def _small_run(name: str) -> Iterator[tuple[str, bytes]]:
-    """A finished run of three checkpoints of two files and a log."""
+def _small_run(name: str, objects: int) -> Iterator[tuple[str, bytes]]:
+    """A finished run of three checkpoints of two files, a log, and traces up to so many objects."""
     store = open_store(f"memory://bench-{name}-{time.monotonic_ns()}")
     log = JournalLog(store, name)
     attempt = claim(log, writer=_DEAD)
@@ -210,6 +248,7 @@ def _small_run(name: str) -> Iterator[tuple[str, bytes]]:
     attempt.finish("completed")
     log.advise(attempt.head.record.seq)
     yield f"{name}/logs-rank0.txt", b"log\n"
+    yield from ((f"{name}/traces/{number}.json", b"{}") for number in range(objects - 13))
     for info in store.list(f"{name}/"):
         yield info.key, store.get(info.key)
     store.close()

@@ -88,6 +88,7 @@ class Checkpoints:
         self._flights: list[Flight] = []
         self._whole: list[Unit] = []
         self._all: list[Unit] = []
+        self._halves: set[str] = set()
         self._durable: dict[str, tuple[tuple[str, Seen], ...]] = {}
         self._failures: Counter[tuple[str, int]] = Counter()
         self._given_up: set[tuple[str, int]] = set()
@@ -107,7 +108,9 @@ class Checkpoints:
     def missing(self) -> list[Unit]:
         """Whole units that are there and are not durable, the newest last."""
         self._settle()
-        absent = [unit for unit in self._whole if self._durable.get(unit.path) != unit.files]
+        # What was cut off before its partners were written is half a checkpoint, and no loss.
+        whole = (unit for unit in self._whole if unit.path not in self._halves)
+        absent = [unit for unit in whole if self._durable.get(unit.path) != unit.files]
         given_up = {path for path, _ in self._given_up} - {unit.path for unit in absent}
         lost = [unit for unit in self._all if unit.path in given_up and self._durable.get(unit.path) != unit.files]
         return sorted([*absent, *lost], key=lambda unit: unit.newest_ns)
@@ -202,6 +205,7 @@ class Checkpoints:
             age_s = now - max(changed_at.get(path, 0.0) for path, _ in unit.files)
             if not is_waiting or (not is_dead and age_s > _COMPANY_S):
                 kept.append(unit)
+        self._halves = {unit.path for unit in found} - {unit.path for unit in kept}
         return kept
 
     def _misses_partner(self, unit: Unit, there: set[str]) -> bool:

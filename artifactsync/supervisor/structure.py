@@ -24,7 +24,8 @@ STEP_KEYS = ("global_step", "global_steps", "iteration", "num_updates", "step", 
 Megatron, fairseq and plain loops."""
 
 _ZIP_MAGIC, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
-_ZIP_TAIL_BYTES = 22 + 65_535  # the record at the end, and the longest comment behind it
+_ZIP_END_BYTES = 22
+_ZIP_TAIL_BYTES = _ZIP_END_BYTES + 65_535  # the record at the end, and the longest comment behind it
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _MAX_PICKLE_BYTES = 16 * 1024 * 1024  # beyond, the step is not looked for: tensors' bytes are never in there
 _MAX_STEP = 2**53 - 1
@@ -47,7 +48,8 @@ def is_whole(path: Path) -> bool:
                 return True  # a bare pickle or another format: being closed, and left alone, is all there is to know
             file.seek(max(0, size - _ZIP_TAIL_BYTES))
             tail = file.read()
-            if _ZIP_END not in tail:
+            end = tail.rfind(_ZIP_END)
+            if end < 0 or len(tail) < end + _ZIP_END_BYTES:
                 return False
         with zipfile.ZipFile(path) as archive:  # reads the directory, and compares its place with the length
             return bool(archive.infolist())

@@ -58,7 +58,10 @@ class Unit:
     @property
     def family(self) -> str:
         """What it shares with the units that it follows and that follow it."""
-        return _NUMBER.sub("#", self.path)
+        *above, name = self.path.split("/")
+        return "/".join(
+            [*(_NUMBER.sub("#", part) if _is_of_a_step(part) else part for part in above), _NUMBER.sub("#", name)]
+        )
 
     @property
     def name(self) -> str:
@@ -153,6 +156,11 @@ class Rules:
         return any(fnmatch.fnmatchcase(path, pattern) for pattern in self._patterns)
 
 
+def _is_of_a_step(folder: str) -> bool:
+    """Whether a folder is numbered by steps or epochs, as ``step_500`` and ``500`` are, and ``fold1`` is not."""
+    return folder.isdigit() or bool(_STEP.search(folder) or _EPOCH.search(folder))
+
+
 def _is_sign_last(unit: Unit) -> bool:
     written = [(path.rpartition("/")[2] == DCP_SIGN, seen.mtime_ns) for path, seen in unit.files]
     sign_ns = max((at for is_sign, at in written if is_sign), default=0)
@@ -161,8 +169,8 @@ def _is_sign_last(unit: Unit) -> bool:
 
 def step_of(unit: Unit, tree: Tree) -> int | None:
     """The step that a unit is of: its files say so, else its name does; None where neither does."""
-    name = unit.path.rpartition("/")[2]
-    by_name = _STEP.findall(name)
+    above, _, name = unit.path.rpartition("/")
+    by_name = _STEP.findall(name) or _STEP.findall(above.rpartition("/")[2])
     if by_name:
         return int(by_name[-1])
     if not unit.is_folder and (inside := step_inside(tree.local(unit.path))) is not None:

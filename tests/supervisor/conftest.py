@@ -40,7 +40,11 @@ def load(path):
 class Machine:
     """A working folder, and commands that are supervised in it."""
 
-    def __init__(self, folder: Path, remote: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, remote: str, environ: Mapping[str, str] | None, options: Mapping[str, str]
+    ) -> None:
+        self.storage_options = dict(options)
+        """For looking, from this process."""
         self.folder = folder
         self.remote = remote
         self.environ = {**os.environ, **(environ or {})}
@@ -53,7 +57,13 @@ class Machine:
         return self.start_command([sys.executable, "train.py"], *options, name=name, settle=settle, **more)
 
     def start_command(
-        self, command: list[str], *options: str, name: str = "r", settle: str = "0.1", **more
+        self,
+        command: list[str],
+        *options: str,
+        name: str = "r",
+        settle: str = "0.1",
+        stdout_to: int = subprocess.PIPE,
+        **more,
     ) -> subprocess.Popen[str]:
         """Start any command under the supervisor."""
         program = Path(sys.executable).parent / "artifactsync"
@@ -63,7 +73,7 @@ class Machine:
             cwd=self.folder,
             env=self.environ,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=stdout_to,
             stderr=subprocess.PIPE,
             text=True,
             **more,
@@ -84,7 +94,7 @@ class Machine:
 
     def view(self, name: str = "r") -> Run:
         """The run, for looking."""
-        return Run(name, remote=self.remote, read_only=True)
+        return Run(name, remote=self.remote, read_only=True, storage_options=self.storage_options)
 
     def close(self) -> None:
         for process in self._processes:
@@ -111,8 +121,11 @@ def machines(tmp_path):
     """A factory: each call is a fresh folder, all with one remote."""
     made: list[Machine] = []
 
-    def make(remote: str | None = None, environ: Mapping[str, str] | None = None) -> Machine:
-        made.append(Machine(tmp_path / f"machine{len(made)}", remote or str(tmp_path / "bucket"), environ))
+    def make(
+        remote: str | None = None, environ: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None
+    ) -> Machine:
+        folder = tmp_path / f"machine{len(made)}"
+        made.append(Machine(folder, remote or str(tmp_path / "bucket"), environ, options or {}))
         return made[-1]
 
     yield make

@@ -1,0 +1,110 @@
+"""Unmodified scripts, killed at random moments, finish in fresh folders."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.crash.figures import scaled
+from tests.supervisor.conftest import ended
+
+SCRIPTS = Path(__file__).parent / "scripts"
+EVERY = 10
+COMMANDS = {
+    "plain_torch": [sys.executable],
+    "dcp": [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"],
+    "hugging_face": [sys.executable],
+    "lightning_loop": [sys.executable],
+}
+QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+
+
+def steps_in(text: str) -> list[int]:
+    return [int(step) for step in re.findall(r"^step (\d+)$", text, re.MULTILINE)]
+
+
+def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, name: str, chance: random.Random):
+    """Kill a script so many times, each time with a fresh folder after it.
+
+    Returns:
+        For each kill, how it was done, and how many steps were lost.
+    """
+    lost: list[tuple[str, int]] = []
+    before, how = 0, ""
+    for number in range(kills + 1):
+        machine, output = machines(environ=QUIET), folder / f"{name}-{number}.txt"
+        command = [*COMMANDS[framework], str(SCRIPTS / f"{framework}.py"), str(steps), str(EVERY)]
+        with output.open("w") as file:
+            process = machine.start_command(command, "--takeover", name=name, settle="0.2", stdout_to=file)
+        wait_until(process, output, lambda text: "resumed" in text)
+        resumed = int(re.findall(r"^resumed (\d+)$", output.read_text(), re.MULTILINE)[0])
+        if number:
+            lost.append((how, before - resumed))
+        if number == kills:
+            _, err = ended(process)
+            assert f"finished {steps}" in output.read_text()
+            assert "nothing is missing" in err
+            break
+        target = min(resumed + EVERY + chance.randint(1, EVERY), steps - 2)
+        wait_until(process, output, lambda text, target=target: max(steps_in(text), default=0) >= target)
+        how = chance.choice(["trainer", "machine"])
+        if how == "machine":
+            process.kill()
+            process.communicate()
+        else:
+            _kill_trainers(process.pid, framework)
+            ended(process, None)
+        before = max(steps_in(output.read_text()))
+        machine.close()
+    return lost
+
+
+def wait_until(process, output: Path, is_so) -> None:
+    give_up_at = time.monotonic() + 100
+    while not is_so(output.read_text()):
+        assert process.poll() is None, (output.read_text()[-2000:], process.communicate()[1][-3000:])
+        assert time.monotonic() < give_up_at, output.read_text()[-2000:]
+        time.sleep(0.02)
+
+
+def _kill_trainers(supervisor: int, framework: str) -> None:
+    """As the kernel does when memory is short."""
+    for child in psutil.Process(supervisor).children(recursive=True):
+        if f"{framework}.py" in " ".join(child.cmdline()) and "keeper.py" not in " ".join(child.cmdline()):
+            child.send_signal(signal.SIGKILL)
+
+
+def check(lost: list[tuple[str, int]]) -> None:
+    # A whole machine takes what was not sent along: its newest checkpoint may have been on its way.
+    assert all(steps <= (EVERY if how == "trainer" else 2 * EVERY) for how, steps in lost), lost
+
+
+def test_a_killed_script_finishes_in_a_fresh_folder(machines, tmp_path):
+    check(survive(machines, "plain_torch", tmp_path, steps=25, kills=1, name="r", chance=random.Random(1)))
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("framework", list(COMMANDS))
+def test_scripts_killed_at_random_moments_finish(machines, tmp_path, framework):
+    chance = random.Random(framework)
+    lost: list[tuple[str, int]] = []
+    began, kills = time.monotonic(), scaled(50)
+    while len(lost) < kills:
+        count = min(5, kills - len(lost))
+        lost += survive(
+            machines, framework, tmp_path, steps=EVERY * 12, kills=count, name=f"r{len(lost)}", chance=chance
+        )
+    check(lost)
+    most = {kind: max((steps for how, steps in lost if how == kind), default=0) for kind in ("trainer", "machine")}
+    print(
+        f"\n{framework}: {len(lost)} kills, every run finished, 0 partial checkpoints; steps lost at an interval of "
+        f"{EVERY}: at most {most['trainer']} with the trainer killed, {most['machine']} with the machine "
+        f"({time.monotonic() - began:.0f} s)"
+    )

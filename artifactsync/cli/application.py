@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from artifactsync._version import __version__
-from artifactsync.cli import completion, cp, doctor, ls, prune, pull, push, report, rm, run, status, verify
+from artifactsync.cli import adopt, completion, cp, doctor, ls, prune, pull, push, report, rm, run, status, verify
 from artifactsync.cli.failures import (
     INTERRUPTED_EXIT_CODE,
     OUTPUT_CLOSED_EXIT_CODE,
@@ -101,6 +101,7 @@ for _command in (
     verify.command,
     prune.command,
     cp.command,
+    adopt.command,
     rm.command,
     doctor.command,
 ):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from artifactsync.errors import (
     RunNotFoundError,
 )
+from artifactsync.journal.adoption import AdoptReport, adopt_run
 from artifactsync.journal.catalogue import Catalogue
 from artifactsync.journal.contents import Artifact, Contents, read_contents
 from artifactsync.journal.copying import CopyReport, copy_run
@@ -245,6 +246,22 @@ class RunView:
             return copy_run(self._store, target, self.name, **observers)
         finally:
             target.close()
+
+    def adopt(self, *, pattern: str | None = None, dry_run: bool = False, **observers: Any) -> AdoptReport:
+        """Make a run of a folder that another program filled: its checkpoints get records, its bytes stay as they are.
+
+        Args:
+            pattern: How steps are named, if no program that is known did; a regular expression with a group ``step``.
+            dry_run: Say what would be adopted.
+            **observers: ``on_plan``, ``on_progress`` and ``allow_unfenced`` of ``journal.adoption.adopt_run``.
+
+        Raises:
+            RunNotFoundError, CheckpointNotFoundError: nothing is there that could be adopted.
+            ConfigurationError: artifactsync wrote this run.
+            RunIsLiveError: another process is at it.
+            MissingBytesError: a file changed while it was read.
+        """
+        return adopt_run(self._store, self._log, pattern=pattern, dry_run=dry_run, **observers)
 
     def remove(self, *, dry_run: bool = False, **observers: Any) -> RemovalReport:
         """Remove the run from the remote; what was interrupted is finished by removing again.

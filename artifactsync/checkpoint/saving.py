@@ -23,6 +23,7 @@ from artifactsync.checkpoint.write import FileWriting, WrittenFile, point_latest
 from artifactsync.errors import ConfigurationError
 from artifactsync.journal.pending import SupersededError
 from artifactsync.run import LocalFile
+from artifactsync.transfer.failures import release_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,11 +185,14 @@ class StateSaver:
             snapshot.wait()
             self._write(snapshot, flight, link)
         except BaseException as error:  # noqa: BLE001  (the pending checkpoint carries it)
+            release_frames(error)
             if not flight.files.done():
                 flight.files.set_exception(error)
         finally:
             flight.writing = None
-            snapshot.drop()
+            flight.record = _nothing  # it knows the run, which must not live as long as what is kept for it
+            with suppress(Exception):  # a device that fails: nobody wants the copy any more
+                snapshot.drop()
             flight.landed.set_result(None)
 
     def _write(self, snapshot: Snapshot, flight: Flight, link: Path) -> None:
@@ -204,11 +208,8 @@ class StateSaver:
             image = FileImage({**main, NAMES: [file.local.name for file in beside]})
 
         def when_whole(written: WrittenFile) -> None:
-            try:
-                snapshot.confirm()
-            except BaseException:
-                written.path.unlink(missing_ok=True)
-                raise
+            if flight.pending is not None:
+                flight.pending.timing.written()
             own = LocalFile(path=flight.path, local=written.path, size_bytes=written.size_bytes, sha256=written.sha256)
             flight.record([own, *beside])
             point_latest(link, written.path)
@@ -220,14 +221,12 @@ class StateSaver:
         source = writing.source
         own = LocalFile(path=flight.path, local=flight.local, size_bytes=image.size_bytes, writing=source)
         if is_twin:  # it is not sent, if the first one was: its hash comes first
-            written = writing.run(when_whole)
+            written = writing.run(when_whole, confirm=snapshot.confirm)
             own = LocalFile(path=flight.path, local=flight.local, size_bytes=image.size_bytes, sha256=written.sha256)
             flight.files.set_result([own, *beside])
         else:
             flight.files.set_result([own, *beside])
-            writing.run(when_whole)
-        if flight.pending is not None:
-            flight.pending.timing.written()
+            writing.run(when_whole, confirm=snapshot.confirm)
 
     def _keep(self, part: dict[Any, Any], flight: Flight) -> LocalFile:
         """Have a file of unchanged weights on this disk, written once."""
@@ -246,6 +245,10 @@ class StateSaver:
             known = LocalFile(path=path, local=local, size_bytes=image.size_bytes, sha256=sha256)
             self._frozen = {str(local): known, **dict(list(self._frozen.items())[:7])}
         return known
+
+
+def _nothing(_: Sequence[LocalFile]) -> None:
+    """Told of the files of a flight that has landed."""
 
 
 def _is_there(file: LocalFile) -> bool:

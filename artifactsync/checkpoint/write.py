@@ -71,10 +71,17 @@ class FileWriting:
         """Stop as soon as possible: ``run`` raises ``reason``, unless the file is whole by then."""
         self._given_up = reason
 
-    def run(self, when_whole: Callable[[WrittenFile], object] | None = None) -> WrittenFile:
+    def run(
+        self,
+        when_whole: Callable[[WrittenFile], object] | None = None,
+        *,
+        confirm: Callable[[], object] = lambda: None,
+    ) -> WrittenFile:
         """Write the file. The interpreter lock is free while it is hashed and written.
 
         Args:
+            confirm: Called when the bytes are on the disk, and nothing has its name yet; raises if they are not what
+                they should be.
             when_whole: Called when the file is whole and has its name, before those who send it are told.
 
         Raises:
@@ -94,6 +101,7 @@ class FileWriting:
                 else:
                     self._hash_into(digest)
                 self._check()
+                confirm()
                 self._temporary.replace(self._path)
                 _sync_folder(self._path.parent)
             finally:

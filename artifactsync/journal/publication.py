@@ -38,6 +38,7 @@ from artifactsync.journal.reuse import KnownBytes, copy_within, reuse
 from artifactsync.journal.timing import SaveTiming
 from artifactsync.naming.layout import RunLayout, check_relative, sibling
 from artifactsync.stores.retry import RetryStore
+from artifactsync.transfer.failures import release_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,7 +201,8 @@ class Publisher:
             self._refuse_superseded(label)
         if so_far.files is None:
             so_far.files = sorted(prepare(), key=lambda file: file.path)
-            timing.written()
+            if not any(file.writing and not file.writing.digest for file in so_far.files):
+                timing.written()  # else whoever writes them marks it
             if not so_far.files:
                 raise ConfigurationError(f"checkpoint {label.name!r} has no files")
             self._step_aside()
@@ -268,9 +270,8 @@ class Publisher:
         """Send files to their keys, and enter what was sent."""
         for file, key in files:
             if file.path not in so_far.uploads:
-                writing = file.writing and file.writing.unless_whole()
                 so_far.uploads[file.path] = self._queue.submit(
-                    key, file.local, overwrite=True, is_urgent=True, writing=writing
+                    key, file.local, overwrite=True, is_urgent=True, writing=file.writing
                 )
         for file, key in files:
             try:
@@ -392,6 +393,12 @@ class Publisher:
         self._running = (label, so_far)
         try:
             checkpoint = self._publish(prepare, label, timing, gather, so_far)
+        except (GaveWayError, SupersededError):
+            raise
+        except BaseException as error:
+            release_frames(error)  # they hold files, and the error may be kept as long as the run lives
+            _log.error("checkpoint %r of run %r is not durable: %s", label.name, self._layout.run_name, error)
+            raise
         finally:
             self._running = None
         if self._after_commit is not None:

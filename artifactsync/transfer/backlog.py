@@ -158,7 +158,8 @@ class Backlog:
 
     def _fail(self, upload: Upload, error: ArtifactSyncError) -> None:
         self.failures.note_failure(upload, error)
-        if not self.is_aborted:  # whoever aborts says so once, not for each file
+        # Whoever aborts says so once, not for each file; of a checkpoint's files its publication tells.
+        if not (self.is_aborted or upload.is_given_up or upload.is_urgent):
             self.log_later(logging.ERROR, str(error))
 
     def _leave(self, upload: Upload) -> None:

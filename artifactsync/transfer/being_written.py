@@ -3,14 +3,17 @@
 Owns: ``FileBeingWritten``, where its writer says how far it is, and ``GrowingBody``, which waits for that. Does not
 own: the writing (``checkpoint.write``), or trying again (``queue``).
 
-Invariant: the last chunk of a body is not given out before the writer has said that the file is whole on the disk,
-under its name. So an object exists only if the local file does; a file whose writing fails never becomes one.
+Invariants: the last chunk of a body is not given out before the writer has said that the file is whole on the disk,
+under its name. So an object exists only if the local file does; a file whose writing fails never becomes one. What is
+sent is the very file that was written: one that took its name since is never sent in its place.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import FileChangedError, UploadError
@@ -23,13 +26,17 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.2  # how often somebody who waits for bytes looks whether the queue was closed
 
+_spare: deque[None] = deque([None] * 32)
+"""Descriptors of whole files that this process may hold: others that wait for their turn, in an outage by the hundred,
+are opened again by their name. Taken and given back without a lock: ``__del__`` does so too."""
+
 
 class FileBeingWritten:
     """What the writer of a file and the upload of it have in common. Thread-safe.
 
     Args:
         fd: The file, open for reading; it is duplicated.
-        name: What to call it in messages.
+        name: Its path, once it is whole.
         size_bytes: How long it will be.
     """
 
@@ -39,7 +46,10 @@ class FileBeingWritten:
         self._changed = threading.Condition()
         self._written_bytes = 0
         self._error: BaseException | None = None
-        self._mtime_ns = 0
+        self._identity: tuple[int, ...] = ()
+        self._readers = 0
+        self._is_spare = False
+        self._pid = os.getpid()
         self.name = name
         self.size_bytes = size_bytes
         self.digest: FileDigest | None = None
@@ -56,9 +66,13 @@ class FileBeingWritten:
     def finish(self, sha256: str) -> None:
         """The file is whole, on the disk, and has its name."""
         with self._changed:
-            self._mtime_ns = os.fstat(self._fd).st_mtime_ns
+            self._identity = _identity(self._fd)
             self._written_bytes = self.size_bytes
             self.digest = FileDigest(self.size_bytes, sha256)
+            with suppress(IndexError):
+                _spare.pop()
+                self._is_spare = True
+            self._close_if_idle()
             self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -70,17 +84,28 @@ class FileBeingWritten:
     # For the upload.
 
     def open(self, on_read: Callable[[int], None]) -> GrowingBody:
-        """A body of the file; each try of an upload opens its own."""
+        """A body of the file; each try of an upload opens its own, and closes it.
+
+        Raises:
+            UploadError: the file is not there any more; another one may have its name.
+        """
+        with self._changed:
+            if self._fd < 0:
+                self._fd = self._reopened()
+            self._readers += 1
         return GrowingBody(self, on_read)
+
+    def release(self) -> None:
+        """A body is closed."""
+        if os.getpid() == self._pid:  # else some thread of the parent may have held the lock when this one forked
+            with self._changed:
+                self._readers -= 1
+                self._close_if_idle()
 
     @property
     def error(self) -> BaseException | None:
         """What made the writer fail; None while it has not."""
         return self._error
-
-    def unless_whole(self) -> FileBeingWritten | None:
-        """Itself while it is being written; None once the file is there to be opened by its name."""
-        return self if self.digest is None else None
 
     def wait_until_whole(self) -> FileDigest:
         """Wait for the writer.
@@ -140,8 +165,7 @@ class FileBeingWritten:
         Raises:
             FileChangedError: somebody has.
         """
-        now = os.fstat(self._fd)
-        if (now.st_size, now.st_mtime_ns) != (self.size_bytes, self._mtime_ns):
+        if _identity(self._fd) != self._identity:
             raise FileChangedError(
                 f"{self.name} was changed after it was written", hint="never change a checkpoint's file in place"
             )
@@ -151,9 +175,37 @@ class FileBeingWritten:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+        if self._is_spare:
+            self._is_spare = False
+            _spare.append(None)
+
+    def _close_if_idle(self) -> None:
+        """With the lock held: let go of the descriptor, if too many are held and nobody reads."""
+        if self.digest is not None and not self._readers and not self._is_spare:
+            self.close()
+
+    def _reopened(self) -> int:
+        gone = UploadError(
+            f"{self.name} was replaced or removed before it was sent",
+            hint="give each checkpoint a file of its own, as the default names do",
+        )
+        try:
+            fd = os.open(self.name, os.O_RDONLY)
+        except OSError as error:
+            raise gone from error
+        if _identity(fd) != self._identity:
+            os.close(fd)
+            raise gone
+        return fd
 
     def __del__(self) -> None:
         self.close()
+
+
+def _identity(fd: int) -> tuple[int, ...]:
+    """Equal for the same bytes of the same file, whatever its name."""
+    now = os.fstat(fd)
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 class GrowingBody:
@@ -165,6 +217,7 @@ class GrowingBody:
     def __init__(self, source: FileBeingWritten, on_read: Callable[[int], None]) -> None:
         self._source = source
         self._on_read = on_read
+        self._is_open = True
 
     @property
     def size_bytes(self) -> int:
@@ -192,7 +245,10 @@ class GrowingBody:
         return self._source.wait_until_whole()
 
     def close(self) -> None:
-        """The source is its owner's to close."""
+        """Let go of the source. Idempotent."""
+        if self._is_open:
+            self._is_open = False
+            self._source.release()
 
     def __enter__(self) -> Self:
         return self

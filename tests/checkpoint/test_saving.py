@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import threading
+import weakref
 
 import pytest
 import torch
@@ -12,8 +14,15 @@ from artifactsync.checkpoint import write
 from artifactsync.checkpoint.load import load_file
 from artifactsync.checkpoint.local_run import LocalRun
 from artifactsync.checkpoint.saving import SkippedError
-from artifactsync.checkpoint.state_io import save_state
-from artifactsync.errors import ArtifactSyncError, ConfigurationError, DestinationError, DiskFullError, NotDurableError
+from artifactsync.checkpoint.state_io import save_state, wait_written
+from artifactsync.errors import (
+    ArtifactSyncError,
+    ConfigurationError,
+    DamagedError,
+    DestinationError,
+    DiskFullError,
+    NotDurableError,
+)
 from artifactsync.stores import open_store
 from artifactsync.testing import FaultyStore
 
@@ -180,3 +189,47 @@ def test_an_error_before_the_file_is_the_checkpoints_own(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="torch cannot"):
         run.close()
     assert issubclass(SkippedError, ArtifactSyncError)
+
+
+def test_two_saves_to_one_path_are_each_what_they_were(tmp_path):
+    """The first is sent when the second has taken its name on the disk."""
+    remote, reached, go_on = open_store(f"file://{tmp_path}/remote"), threading.Event(), threading.Event()
+
+    def on_call(call):
+        if "/intents/" in call.key:
+            reached.set()
+            assert go_on.wait(30)
+
+    with Run("r", remote=FaultyStore(remote, on_call=on_call), local_root=tmp_path / "runs") as run:
+        pending = [run.save(_state(1), step=1)]
+        assert reached.wait(30)
+        pending.append(run.save(_state(2), step=1))
+        wait_written(run)
+        go_on.set()
+        for value, each in enumerate(pending, start=1):
+            (file,) = each.result(30).files
+            (tmp_path / "copy.pt").write_bytes(remote.get(file.key))
+            assert load_file(tmp_path / "copy.pt")["step"] == value
+
+
+def test_a_run_that_is_gone_leaves_neither_memory_nor_descriptors(tmp_path):
+    run = Run("r", remote=f"file://{tmp_path}/remote", local_root=tmp_path)
+    run.save(_state(1), step=1).result(30)
+    run.close()
+    gone = weakref.ref(run)
+    del run
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_checkpoint_that_fails_is_told_at_once(tmp_path, caplog):
+    remote = open_store(f"file://{tmp_path}/remote")
+    with Run("r", remote=remote, local_root=tmp_path) as run:
+        for step in range(3):
+            run.save(_state(step), step=step).result(30)
+    remote.put(f"r/.artifactsync/journal/{2:020d}.json", b"garbage")  # noticed by whoever reads it all: the first save
+    run = Run("r", remote=remote, local_root=tmp_path)
+    assert run.save(_state(5), step=5).exception(30) is not None
+    assert "checkpoint 'ep0-ba5' of run 'r' is not durable: a journal record cannot be read" in caplog.text
+    with pytest.raises(DamagedError):
+        run.close()

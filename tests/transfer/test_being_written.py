@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +29,7 @@ def writer(tmp_path):
 class _Writer:
     def __init__(self, fd, folder):
         self.fd, self.folder = fd, folder
-        self.source = FileBeingWritten(fd, "x.pt", len(DATA))
+        self.source = FileBeingWritten(fd, str(folder / "x.pt"), len(DATA))
 
     def write(self, start, end):
         os.write(self.fd, DATA[start:end])
@@ -116,3 +118,48 @@ def test_a_closed_queue_does_not_wait_for_a_writer_that_never_ends(writer):
     queue.abort()
     with pytest.raises(UploadError, match="closed before"):
         upload.result(30)
+
+
+def test_of_files_that_wait_by_the_hundred_few_descriptors_are_held_and_each_is_sent_as_it_was(tmp_path):
+    before, sources = _descriptors(), []
+    for number in range(100):
+        file = tmp_path / f"{number}.pt"
+        file.write_bytes(b"%d" % number)
+        fd = os.open(file, os.O_RDWR)
+        source = FileBeingWritten(fd, str(file), file.stat().st_size)
+        os.close(fd)
+        source.finish("its hash")
+        sources.append(source)
+    assert _descriptors() - before <= 32
+    for number, source in enumerate(sources):
+        with source.open(lambda _: None) as body:
+            assert b"".join(body.chunks(10)) == b"%d" % number
+    assert _descriptors() - before <= 32
+    del body, source
+    sources.clear()
+    assert _descriptors() == before
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed", "changed"])
+def test_another_file_of_that_name_is_never_sent_in_its_place(tmp_path, how, monkeypatch):
+    monkeypatch.setattr("artifactsync.transfer.being_written._spare", deque())
+    file = tmp_path / "x.pt"
+    file.write_bytes(b"old")
+    fd = os.open(file, os.O_RDWR)
+    source = FileBeingWritten(fd, str(file), 3)
+    os.close(fd)
+    source.finish("its hash")
+    (tmp_path / "new").write_bytes(b"new")
+    if how == "changed":
+        file.write_bytes(b"new")
+        os.utime(file, ns=(1, 1))
+    elif how == "replaced":
+        (tmp_path / "new").replace(file)
+    else:
+        file.unlink()
+    with pytest.raises(UploadError, match="was replaced or removed before it was sent"):
+        source.open(lambda _: None)
+
+
+def _descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))

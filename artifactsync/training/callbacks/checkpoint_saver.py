@@ -171,6 +171,12 @@ class CheckpointSaver(Callback):
         if self._keep < 0:
             return
         kept = max(self._keep, 1)
+        for pending in [p for p in self.saved if p.done() and isinstance(p.exception(), SupersededError)]:
+            self.saved.remove(pending)  # a newer one is durable
+            file = self._files.pop(id(pending))
+            if file not in self._files.values():
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
         committed = [p for p in self.saved if p.done() and p.exception() is None]
         live = {self._files[id(p)] for p in self.saved if p not in committed or p in committed[-kept:]}
         surplus = max(0, len(self._earlier) - max(0, kept - len(committed)))

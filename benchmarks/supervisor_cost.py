@@ -2,8 +2,8 @@
 
     python -m benchmarks.supervisor_cost [--rounds 5] [--seconds 8]
 
-A command with one thread does a fixed amount of work, prints a line for every hundredth of it, and writes a checkpoint of
-4 MB twenty times; alone and supervised in turns (A B A B). What counts is its own time from its first to its last step,
+A command with one thread does a fixed amount of work, prints a line now and then, and writes a checkpoint of 4 MB twenty
+times; alone and supervised in turns (A B A B). What counts is its own time from its first to its last step,
 not how long starting Python takes.
 """
 

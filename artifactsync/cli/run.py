@@ -93,6 +93,8 @@ def command(
     grace_given = parse_grace_s(grace, source="--grace") if grace is not None else grace_s()
     settle_s = max(0.05, parse_grace_s(settle, source="--settle"))
     work_dir = Path.cwd()
+    more = session.configuration.run
+    watched = watched or tuple(Path(folder) for folder in more.get("watch", ()))
     for folder in watched:
         if folder.exists() and not folder.is_dir():
             raise ConfigurationError(f"--watch {folder} is no folder", hint="name the folder that has the file")
@@ -110,8 +112,8 @@ def command(
         command=arguments,
         work_dir=work_dir,
         watched=watched,
-        checkpoint_patterns=patterns,
-        exclude=exclude,
+        checkpoint_patterns=(*more.get("checkpoint", ()), *patterns),
+        exclude=(*more.get("exclude", ()), *exclude),
         grace_s=grace_given,
         usual_grace_s=job.usual_grace_s or Settings.usual_grace_s,
         rank=job.ranks.rank,

@@ -25,6 +25,7 @@ FILE_NAME = "artifactsync.toml"
 PYPROJECT_NAME = "pyproject.toml"
 PYPROJECT_TABLE = "tool.artifactsync"
 DEFAULT_LOCAL_ROOT = "runs"
+RUN_KEYS = ("watch", "checkpoint", "exclude")
 
 _EXAMPLE = 'for example: remote = "s3://bucket/prefix"'
 
@@ -44,6 +45,8 @@ class Configuration:
     """Handed to the store, as with fsspec; see :func:`storage_options_for`. Never shown."""
     local_root: str | None = None
     """Folder of local runs. A relative path in the file counts from the file's folder."""
+    run: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """``[run]``: what ``artifactsync run`` takes beside its options: ``watch``, ``checkpoint`` and ``exclude``."""
     source: Path | None = None
     """The file; None where there is none."""
 
@@ -153,6 +156,7 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Configuration:
         "remote": (str, "a text"),
         "storage_options": (dict, "a table"),
         "local_root": (str, "a text"),
+        "run": (dict, "a table"),
     }
     for key, value in table.items():
         line = _line_of(text, key)
@@ -167,11 +171,26 @@ def _checked(path: Path, text: str, table: dict[str, Any]) -> Configuration:
                 hint=_EXAMPLE,
             )
     return Configuration(
+        run=_checked_run(path, text, table.get("run", {})),
         remote=_anchored(table.get("remote"), path.parent),
         storage_options=table.get("storage_options", {}),
         local_root=_anchored(table.get("local_root"), path.parent),
         source=path,
     )
+
+
+def _checked_run(path: Path, text: str, table: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    for key, value in table.items():
+        line = _line_of(text, key)
+        if key not in RUN_KEYS:
+            raise ConfigurationError(
+                f"{path}, line {line}: unknown key {key!r} in run", hint=f"known keys: {', '.join(RUN_KEYS)}"
+            )
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ConfigurationError(
+                f"{path}, line {line}: run.{key} must be a list of texts", hint='for example: checkpoint = ["state/"]'
+            )
+    return {key: tuple(value) for key, value in table.items()}
 
 
 def _line_of(text: str, key: str) -> int:

@@ -44,8 +44,9 @@ def is_whole(path: Path) -> bool:
                 return False
             if path.suffix == ".safetensors":
                 return _is_safetensors_whole(file, size)
-            if file.read(4) != _ZIP_MAGIC:
-                return True  # a bare pickle or another format: being closed, and left alone, is all there is to know
+            head = file.read(4)
+            if head != _ZIP_MAGIC:
+                return not _ZIP_MAGIC.startswith(head)  # a bare pickle or another format: being closed, and left alone, is all there is to know
             file.seek(max(0, size - _ZIP_TAIL_BYTES))
             tail = file.read()
             end = tail.rfind(_ZIP_END)

@@ -43,7 +43,7 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
         command = [*COMMANDS[framework], str(SCRIPTS / f"{framework}.py"), str(steps), str(EVERY)]
         with output.open("w") as file:
             process = machine.start_command(command, "--takeover", name=name, settle="0.2", stdout_to=file)
-        wait_until(process, output, lambda text: "resumed" in text)
+        wait_until(process, output, lambda text: re.search(r"^resumed \d+\n", text, re.MULTILINE))
         resumed = int(re.findall(r"^resumed (\d+)$", output.read_text(), re.MULTILINE)[0])
         if number:
             lost.append((how, before - resumed))

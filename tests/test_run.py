@@ -30,10 +30,12 @@ from artifactsync.errors import (
     RunNotFoundError,
     UnfencedStoreError,
     UnsafeKeyError,
+    UploadError,
     WaitTimeoutError,
 )
 from artifactsync.stores import open_store
-from artifactsync.testing import Fault, FaultyStore
+from artifactsync.testing import Call, Fault, FaultyStore
+from artifactsync.transfer.patience import Patience
 from tests.testing.dict_store import DictStore
 
 
@@ -559,3 +561,32 @@ def test_the_local_step_of_an_old_heartbeat_is_never_behind_the_durable_one(loca
     status = Run("exp7", read_only=True, **local).status()
     assert (status.durable_step, status.local_step) == (20, 20)
     run.close()
+
+
+def test_a_push_asks_nobody_and_still_never_touches_a_checkpoint(tmp_path: Path) -> None:
+    """A run that goes on has not read its journal yet; the store is down when a log is pushed, and comes back."""
+    store, is_down = DictStore(), threading.Event()
+    (tmp_path / "f.bin").write_bytes(b"committed")
+    with Run("r", remote=store, local_root=tmp_path / "one") as run:
+        run.save_files({"f.bin": tmp_path / "f.bin"}, step=1).result(20)
+
+    def on_call(call: Call) -> None:
+        if is_down.is_set():
+            raise RemoteUnreachableError("the line is down", url="memory://")
+
+    patience = Patience(base_delay_s=0.01, max_delay_s=0.05)
+    run = Run("r", remote=FaultyStore(store, on_call=on_call), local_root=tmp_path / "two", patience=patience)
+    is_down.set()
+    (run.local_dir / "log.txt").write_text("a line\n")
+    (tmp_path / "f.bin").write_bytes(b"other")
+    log = run.push(run.local_dir / "log.txt", growing=True)
+    trace = run.push(run.local_dir / "log.txt", "trace.txt")
+    forbidden = run.push(tmp_path / "f.bin", "f.bin")
+    is_down.clear()
+    log.result(20)
+    trace.result(20)
+    with pytest.raises((AlreadyExistsError, UploadError), match=r"r/f\.bin belongs to a checkpoint"):
+        forbidden.result(20)
+    run.close()
+    assert store.get("r/f.bin") == b"committed"
+    assert store.get("r/trace.txt") == b"a line\n"

@@ -86,6 +86,11 @@ class Attempt:
         """
         return self.read_catalogue(self._log)
 
+    @property
+    def known_catalogue(self) -> Catalogue | None:
+        """The same if it was read by now; asks nobody."""
+        return self._catalogue
+
     def read_catalogue(self, log: JournalLog) -> Catalogue:
         """The same; what has to be read for it is read through ``log``, which may be less patient."""
         while True:

@@ -94,8 +94,8 @@ class PartPublisher:
             self._pending.append(pending)
         return pending
 
-    def uses(self, key: str) -> bool:
-        """Whether a checkpoint, committed or on its way, has bytes of this rank at ``key``."""
+    def is_sending(self, key: str) -> bool:
+        """Whether a checkpoint, committed or on its way, has bytes of this rank at ``key``; asks nobody."""
         return key in self._used
 
     def pending(self) -> list[PendingCheckpoint]:
@@ -179,7 +179,9 @@ class PartPublisher:
             ),
             what=f"the announcement of rank {self._rank}'s files of checkpoint {gathering.name!r}",
         )
-        uploads = [(file, key, self._uploads.submit(key, file.local, overwrite=True)) for file, key in keyed]
+        uploads = [
+            (file, key, self._uploads.submit(key, file.local, overwrite=True, is_urgent=True)) for file, key in keyed
+        ]
         sent: list[CheckpointFile] = []
         for file, key, upload in uploads:
             try:

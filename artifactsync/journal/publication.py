@@ -141,7 +141,11 @@ class Publisher:
 
     def uses(self, key: str) -> bool:
         """Whether a checkpoint, committed or on its way, has its bytes at ``key``."""
-        return key in self._used or key in self._attempt.catalogue.keys
+        return self.is_sending(key) or key in self._attempt.catalogue.keys
+
+    def is_sending(self, key: str) -> bool:
+        """Whether a checkpoint of this process has its bytes at ``key``, or is about to; asks nobody."""
+        return key in self._used
 
     def pending(self) -> list[PendingCheckpoint]:
         """Checkpoints that are on their way."""

@@ -16,6 +16,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import ArtifactSyncError, DamagedError, MissingBytesError, ObjectNotFoundError
@@ -250,10 +251,18 @@ class LogMirror:
         layout: The run's keys.
         attempt: The attempt's number.
         queue: Uploads to the remote's root.
+        check: Asked behind, before the whole file is put under a key; raises if that key may not be written.
     """
 
-    def __init__(self, layout: RunLayout, *, attempt: int, queue: Callable[[], UploadQueue]) -> None:
-        self._layout, self._attempt, self._queue = layout, attempt, queue
+    def __init__(
+        self,
+        layout: RunLayout,
+        *,
+        attempt: int,
+        queue: Callable[[], UploadQueue],
+        check: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self._layout, self._attempt, self._queue, self._check = layout, attempt, queue, check
         self._lock = threading.Lock()
         self._tails: dict[str, tuple[Tail, Path]] = {}
         self._pushed: dict[str, Upload] = {}
@@ -283,7 +292,9 @@ class LogMirror:
                 self._pushed[path].result(timeout())
             with contextlib.suppress(ObjectNotFoundError):  # the local file was removed: its segments are all there is
                 key = whole_key(self._layout, path, self._attempt)
-                uploads.append((path, tail, self._queue().submit(key, file, growing=True)))
+                uploads.append(
+                    (path, tail, self._queue().submit(key, file, growing=True, check=partial(self._check, key)))
+                )
         for path, tail, upload in uploads:
             self._seal_one(store, path, tail, upload, timeout=timeout, clean=clean)
 

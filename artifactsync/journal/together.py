@@ -80,6 +80,11 @@ class Membership:
             self._catalogue = self._log.read_catalogue()
         return self._catalogue
 
+    @property
+    def known_catalogue(self) -> Catalogue | None:
+        """The same if it was read by now; asks nobody."""
+        return self._catalogue
+
     def read_catalogue(self, log: JournalLog) -> Catalogue:  # noqa: ARG002 - as of an Attempt
         """The same."""
         return self.catalogue

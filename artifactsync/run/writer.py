@@ -176,7 +176,7 @@ class Run(RunView):
             raise
         attempt.use(JournalLog(patient, self.name, policy=_OUTAGE))
         self._attempt = attempt
-        self._logs = LogMirror(self._layout, attempt=attempt.number, queue=lambda: self._queue)
+        self._logs = LogMirror(self._layout, attempt=attempt.number, queue=lambda: self._queue, check=self._check_key)
         self._publisher: Publisher | PartPublisher = Publisher(
             attempt,
             log=self._log,
@@ -209,7 +209,9 @@ class Run(RunView):
         membership = launch.join(self._log)
         membership.use(JournalLog(self._store, self.name))
         self._attempt = membership
-        self._logs = LogMirror(self._layout, attempt=membership.number, queue=lambda: self._queue)
+        self._logs = LogMirror(
+            self._layout, attempt=membership.number, queue=lambda: self._queue, check=self._check_key
+        )
         self._publisher = PartPublisher(
             membership,
             log=self._log,
@@ -484,7 +486,8 @@ class Run(RunView):
 
         Raises:
             ObjectNotFoundError: there is nothing at ``path``.
-            AlreadyExistsError: a committed checkpoint has its bytes there.
+            AlreadyExistsError: a committed checkpoint has its bytes there. Where the journal was not read by now, it is
+                read behind, and the upload fails instead.
             UnsafeKeyError: the name leaves the run's folder.
         """
         source = Path(path)
@@ -497,14 +500,20 @@ class Run(RunView):
         else:
             raise ObjectNotFoundError(f"there is nothing at {source}", hint="check the path", url=str(source))
         keys = {self._layout.artifact(name): file for name, file in files.items()}
-        committed = self._attempt.read_catalogue(self._log).keys if self._attempt else self.catalogue().keys
+        known = self._attempt.known_catalogue if self._attempt else self.catalogue()
         for key in keys:
-            if key in committed or (self._attempt and self._publisher.uses(key)):
-                what = "holds bytes of a committed checkpoint" if key in committed else "belongs to a checkpoint"
-                raise AlreadyExistsError(f"{key} {what}", hint="push it under another name", url=self.remote)
+            if (known and key in known.keys) or (self._attempt and self._publisher.is_sending(key)):
+                raise self._not_writable(key)
         if growing and self._attempt and source.is_file():
             return Pushed([self._logs.push(base, source)])
-        return Pushed([self._queue.submit(key, file, overwrite=True, growing=growing) for key, file in keys.items()])
+        return Pushed(
+            [
+                self._queue.submit(
+                    key, file, overwrite=True, growing=growing, check=functools.partial(self._check_key, key)
+                )
+                for key, file in keys.items()
+            ]
+        )
 
     def finish(self, state: FinishState = "completed") -> None:
         """Write down how the run ended; no checkpoint can be saved afterwards. ``close`` does it if nobody did.
@@ -738,6 +747,18 @@ class Run(RunView):
                 is_patient=False,
                 orphans_age_s=None,
             )
+
+    def _check_key(self, key: str) -> None:
+        """Behind, before an artifact is put: as ``push`` asks in front, but the whole journal, in an outage too.
+
+        Raises:
+            AlreadyExistsError: a committed checkpoint has its bytes there.
+        """
+        if self._attempt and (self._publisher.is_sending(key) or key in self._attempt.read_catalogue(self._log).keys):
+            raise self._not_writable(key)
+
+    def _not_writable(self, key: str) -> AlreadyExistsError:
+        return AlreadyExistsError(f"{key} belongs to a checkpoint", hint="push it under another name", url=self.remote)
 
     def _own_path(self, source: Path) -> str:
         try:

@@ -83,6 +83,7 @@ class Delivery:
 
         try:
             self._check_abort(upload)
+            upload.check()
             source = upload.path if upload.fd is None else upload.fd
             if upload.tail is not None:
                 outcome = upload.tail.send(self._remote.store(), source, on_read)

@@ -127,6 +127,7 @@ class UploadQueue:
         tail: Tail | None = None,
         is_urgent: bool = False,
         writing: FileBeingWritten | None = None,
+        check: Callable[[], object] = lambda: None,
     ) -> Upload:
         """Put a file in line and return at once; nothing of it is read here.
 
@@ -140,6 +141,7 @@ class UploadQueue:
             tail: Sends only what is new of such a file, to keys of its own; ``key`` keeps its order.
             writing: The file is still being written, and need not be at ``path`` yet: it is sent as far as it is, and
                 the object exists only once the file is whole.
+            check: Asked behind, before each try; what it raises is treated as an error of the store.
 
         Raises:
             ObjectNotFoundError: there is no file at ``path``.
@@ -158,6 +160,7 @@ class UploadQueue:
                 tail=tail,
                 is_urgent=is_urgent,
                 writing=writing,
+                check=check,
                 cancel=self._cancel,
                 waiting=self.watching,
             )

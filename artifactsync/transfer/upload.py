@@ -81,6 +81,7 @@ class Upload:
         tail: Tail | None = None,
         is_urgent: bool = False,
         writing: FileBeingWritten | None = None,
+        check: Callable[[], object] = lambda: None,
         cancel: Callable[[Upload], bool],
         waiting: Callable[[], AbstractContextManager[object]],
     ) -> None:
@@ -94,6 +95,7 @@ class Upload:
         self.growing = growing
         self.tail = tail  # sends it piece by piece
         self.writing = writing  # sends it as far as it is written
+        self.check = check  # asked before each try; raises what keeps it from being sent
         self.is_urgent = is_urgent
         """Whether it belongs to a checkpoint, and goes before logs and other files."""
         self.has_failed = False

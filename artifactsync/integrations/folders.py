@@ -61,23 +61,40 @@ class FolderRun(HeldRun):
             DestinationError: the files cannot be kept.
         """
         source = Path(folder).absolute()
-        self._let_go()
         names = sorted(file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file())
         if not names:
             raise ConfigurationError(f"there is no file in {source}", hint="save first, then publish the folder")
-        store = self.run.local_dir / HOUSE_FOLDER / "kept" / f"{self.run.attempt}-{step}-{source.name}"
+        files = {f"{source.name}/{name}": source / name for name in names}
+        return self._save(files, name=source.name, step=step, epoch=epoch, metrics=metrics)
+
+    def save_file(self, file: str | os.PathLike[str], *, name: str, step: int, **label: Any) -> PendingCheckpoint:
+        """Commit one file as a checkpoint; see :meth:`save_folder`.
+
+        Args:
+            file: Whole.
+            name: What the checkpoint is called.
+            step: Optimizer steps done.
+            **label: ``epoch`` and ``metrics``.
+        """
+        source = Path(file).absolute()
+        return self._save({source.name: source}, name=name, step=step, **label)
+
+    def _save(self, files: Mapping[str, Path], *, name: str, step: int, **label: Any) -> PendingCheckpoint:
+        """Commit files by their paths below the folder of checkpoints."""
+        self._let_go()
+        store = self.run.local_dir / HOUSE_FOLDER / "kept" / f"{self.run.attempt}-{step}-{name}"
         try:
             shutil.rmtree(store, ignore_errors=True)
-            for name in names:
-                _keep(source / name, store / name)
+            for path, file in files.items():
+                _keep(file, store / path)
         except OSError as error:
             raise DestinationError(
-                f"the files of {source} cannot be kept below {self.run.local_dir}: {error.strerror}",
+                f"the files of {name!r} cannot be kept below {self.run.local_dir}: {error.strerror}",
                 hint="choose a local_root on the same disk, with room",
                 url=str(store),
             ) from error
-        files = {f"{FOLDER}/{source.name}/{name}": store / name for name in names}
-        pending = self.run.save_files(files, step=step, name=source.name, epoch=epoch, metrics=metrics)
+        kept = {f"{FOLDER}/{path}": store / path for path in files}
+        pending = self.run.save_files(kept, step=step, name=name, **label)
         self._kept.append((pending, store))
         return pending
 

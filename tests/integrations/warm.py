@@ -1,6 +1,6 @@
 """A process that has imported the frameworks once, which takes longer than all that the tests do with them.
 
-`python -m tests.integrations.warm`: each line of stdin is a job, `{"program", "arguments", "cwd", "env"}`; it is run in a
+`python -m tests.integrations.warm`: a line of stdin is a job, `{"program", "arguments", "cwd", "env"}`, run in a
 forked child, whose output and exit code are one line of stdout. Killing the child kills nothing else.
 """
 

@@ -1,0 +1,81 @@
+"""``torch.distributed.checkpoint`` for any user of it: shards on this disk, committed to a run as one checkpoint.
+
+Owns: ``DistributedCheckpoints``, and the public names of the storage. Does not own: the shards (``checkpoint.shards``),
+or machines without a common disk: there every rank opens a ``Run`` and calls its ``save`` (docs/distributed.md).
+
+Invariant: a folder is committed after ``.metadata`` is there, which DCP writes when every rank's shards are.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from torch import distributed
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+
+from artifactsync.checkpoint.shards import ShardReader, ShardWriter
+from artifactsync.integrations.folders import FolderRun
+from artifactsync.naming.layout import HOUSE_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from artifactsync.run import PendingCheckpoint
+
+__all__ = ["DistributedCheckpoints", "ShardReader", "ShardWriter"]
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+class DistributedCheckpoints(FolderRun):
+    """``dcp.save`` and ``dcp.load`` by run name, for ranks that share a disk. Every rank calls the same methods.
+
+    See ``HeldRun`` for the arguments.
+    """
+
+    def save(
+        self, state_dict: dict[str, Any], *, step: int, metrics: Mapping[str, float] | None = None, **arguments: Any
+    ) -> PendingCheckpoint | None:
+        """Write the shards with ``dcp.save``, and commit them behind.
+
+        Args:
+            state_dict: As for ``dcp.save``.
+            step: Optimizer steps done.
+            metrics: For ``best``.
+            **arguments: For ``dcp.save``: ``planner``, ``process_group``.
+
+        Returns:
+            What is on its way; None on ranks above 0.
+        """
+        folder = self.run.local_dir / HOUSE_FOLDER / "dcp" / f"step-{step}"
+        state_dict_saver.save(state_dict, storage_writer=ShardWriter(folder), no_dist=not _is_together(), **arguments)
+        if not self.is_writer:
+            return None
+        pending = self.save_folder(folder, step=step, metrics=metrics)
+        shutil.rmtree(folder, ignore_errors=True)
+        return pending
+
+    def load(self, state_dict: dict[str, Any], **arguments: Any) -> int:
+        """Load the newest checkpoint into ``state_dict`` with ``dcp.load``, in place.
+
+        Args:
+            state_dict: As for ``dcp.load``.
+            **arguments: For ``dcp.load``.
+
+        Returns:
+            Optimizer steps done when it was saved; 0 if the run has none yet.
+
+        Raises:
+            DamagedError: no checkpoint of the run is whole.
+        """
+        folder = self.fetch_folder(lambda name: _NAME.fullmatch(name) is not None)
+        if folder is None:
+            return 0
+        state_dict_loader.load(state_dict, storage_reader=ShardReader(folder), no_dist=not _is_together(), **arguments)
+        return int(folder.name.partition("-")[2])
+
+
+def _is_together() -> bool:
+    return bool(distributed.is_available() and distributed.is_initialized())

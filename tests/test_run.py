@@ -590,3 +590,23 @@ def test_a_push_asks_nobody_and_still_never_touches_a_checkpoint(tmp_path: Path)
     run.close()
     assert store.get("r/f.bin") == b"committed"
     assert store.get("r/trace.txt") == b"a line\n"
+
+
+def test_files_that_change_before_they_are_sent_make_no_mixture(tmp_path: Path) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(call: Call) -> None:
+        if "/intents/" in call.key:
+            reached.set()
+            assert go_on.wait(20)
+
+    run = Run("r", remote=FaultyStore(DictStore(), on_call=hold), local_root=tmp_path)
+    pending = run.save_files([write(run, "model", b"step 1"), write(run, "optimizer", b"step 1")], step=1)
+    assert reached.wait(20)
+    write(run, "optimizer", b"step 10")
+    go_on.set()
+    with pytest.raises(DamagedError, match="optimizer was changed after it was handed over"):
+        pending.result(20)
+    assert run.latest() is None
+    with pytest.raises(DamagedError):
+        run.close()

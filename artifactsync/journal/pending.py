@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import ConfigurationError, NotDurableError, ObjectNotFoundError, WaitTimeoutError
+from artifactsync.errors import ConfigurationError, DamagedError, NotDurableError, ObjectNotFoundError, WaitTimeoutError
 from artifactsync.journal.timing import SaveTiming
 from artifactsync.naming.layout import check_relative
 
@@ -41,6 +41,8 @@ class LocalFile:
     """Its length."""
     sha256: str | None = None
     """Its hash, if the writer computed it while writing; else it is computed during the upload."""
+    seen: tuple[int, int] | None = None
+    """Its length and time of change when it was handed over, of a file that its owner might change; None asks not."""
     writing: FileBeingWritten | None = None
     """Set while the file is still being written: it is sent as far as it is, and ``local`` need not be there yet."""
 
@@ -168,6 +170,23 @@ def _number(name: str, value: Any) -> float:
     )
 
 
+def check_unchanged(file: LocalFile) -> None:
+    """Do nothing while a file is as it was handed over: of several, one that is newer makes a mixture of two states.
+
+    Raises:
+        DamagedError: it was changed since.
+    """
+    if file.seen is None or not file.local.exists():  # what is not there, its upload says
+        return
+    now = file.local.stat()
+    if (now.st_size, now.st_mtime_ns) != file.seen:
+        raise DamagedError(
+            f"{file.local} was changed after it was handed over, and before it was sent",
+            hint="write each checkpoint to files of its own; never rewrite one before it is durable",
+            url=str(file.local),
+        )
+
+
 def local_files(files: Mapping[str, Any]) -> list[LocalFile]:
     """Describe whole local files: ``{path below the run: local path}``.
 
@@ -181,5 +200,7 @@ def local_files(files: Mapping[str, Any]) -> list[LocalFile]:
             raise ObjectNotFoundError(
                 f"{local_path} is no file", hint="give whole files that exist", url=str(local_path)
             )
-        described.append(LocalFile(path=check_relative(path), local=local_path, size_bytes=local_path.stat().st_size))
+        now = local_path.stat()
+        seen = (now.st_size, now.st_mtime_ns)
+        described.append(LocalFile(path=check_relative(path), local=local_path, size_bytes=now.st_size, seen=seen))
     return described

@@ -32,7 +32,14 @@ from artifactsync.journal.advice import Advisor
 from artifactsync.journal.attempt import KeysRetiredError
 from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
 from artifactsync.journal.line import GaveWayError, Line
-from artifactsync.journal.pending import Label, LocalFile, PendingCheckpoint, SupersededError, local_files
+from artifactsync.journal.pending import (
+    Label,
+    LocalFile,
+    PendingCheckpoint,
+    SupersededError,
+    check_unchanged,
+    local_files,
+)
 from artifactsync.journal.retention import would_keep
 from artifactsync.journal.reuse import KnownBytes, copy_within, reuse
 from artifactsync.journal.timing import SaveTiming
@@ -247,6 +254,9 @@ class Publisher:
         What was committed before is looked for, and not verified once more: a prune may be deleting it, and then its
         record is met when this checkpoint is committed.
         """
+        for file in files:
+            if file.path not in so_far.uploads:
+                check_unchanged(file)
         known = self._known.update(self._attempt.catalogue)
         plan = reuse([file for file in files if file.path not in so_far.keys], known, self._asking)
         entries.update({entry.path: entry for entry in plan.referenced})

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import distributed
@@ -20,7 +22,7 @@ from artifactsync.integrations.folders import FolderRun
 from artifactsync.naming.layout import HOUSE_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from artifactsync.run import PendingCheckpoint
 
@@ -50,7 +52,10 @@ class DistributedCheckpoints(FolderRun):
             What is on its way; None on ranks above 0.
         """
         folder = self.run.local_dir / HOUSE_FOLDER / "dcp" / f"step-{step}"
-        state_dict_saver.save(state_dict, storage_writer=ShardWriter(folder), no_dist=not _is_together(), **arguments)
+        with _quietly():
+            state_dict_saver.save(
+                state_dict, storage_writer=ShardWriter(folder), no_dist=not _is_together(), **arguments
+            )
         if not self.is_writer:
             return None
         pending = self.save_folder(folder, step=step, metrics=metrics)
@@ -73,9 +78,20 @@ class DistributedCheckpoints(FolderRun):
         folder = self.fetch_folder(lambda name: _NAME.fullmatch(name) is not None)
         if folder is None:
             return 0
-        state_dict_loader.load(state_dict, storage_reader=ShardReader(folder), no_dist=not _is_together(), **arguments)
+        with _quietly():
+            state_dict_loader.load(
+                state_dict, storage_reader=ShardReader(folder), no_dist=not _is_together(), **arguments
+            )
         return int(folder.name.partition("-")[2])
 
 
 def _is_together() -> bool:
     return bool(distributed.is_available() and distributed.is_initialized())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without DCP's warning that one process saves alone: it is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   artifactsync run --name exp7 -- python train.py --epochs 10
-  artifactsync run --name exp7 --grace 120 -- torchrun --nproc-per-node 8 train.py
-  artifactsync run --name exp7 --watch outputs --exclude '*.tmp.*' -- ./train.sh
+  artifactsync run --name exp7 --grace 120 -- torchrun train.py
+  artifactsync run --name exp7 --watch outputs -- ./train.sh
 
-\b
-The command gets RUN_NAME, ARTIFACTSYNC_ATTEMPT, and, when it is restarted, the path of its newest
-checkpoint in ARTIFACTSYNC_RESUME_FROM. Its exit code is passed on when everything is durable, else 7.
+The command gets RUN_NAME, ARTIFACTSYNC_ATTEMPT, and, when it is restarted, the
+path of its newest checkpoint in ARTIFACTSYNC_RESUME_FROM. Its exit code is
+passed on when everything is durable, else it is 7.
 """,
 )
 @click.option(

@@ -46,7 +46,8 @@ def is_whole(path: Path) -> bool:
                 return _is_safetensors_whole(file, size)
             head = file.read(4)
             if head != _ZIP_MAGIC:
-                return not _ZIP_MAGIC.startswith(head)  # a bare pickle or another format: being closed, and left alone, is all there is to know
+                # A bare pickle or another format: being closed, and left alone, is all there is to know.
+                return not _ZIP_MAGIC.startswith(head)
             file.seek(max(0, size - _ZIP_TAIL_BYTES))
             tail = file.read()
             end = tail.rfind(_ZIP_END)

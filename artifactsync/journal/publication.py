@@ -284,6 +284,7 @@ class Publisher:
         """Send files to their keys, and enter what was sent."""
         for file, key in files:
             if file.path not in so_far.uploads:
+                check_unchanged(file)
                 so_far.uploads[file.path] = self._queue.submit(
                     key, file.local, overwrite=True, is_urgent=True, writing=file.writing
                 )

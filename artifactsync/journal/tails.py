@@ -310,10 +310,26 @@ class LogMirror:
             _log.warning("%s stays in segments on the remote, from which it is read as a whole: %s", path, error)
             return
         tail.is_sealed = True
+        is_plain = self._show_plain(store, path)
         if clean:
-            self._delete(store, path, seal)
+            self._delete(store, path, seal, keep_plain=is_plain)
 
-    def _delete(self, store: Store, path: str, seal: Seal) -> None:
+    def _show_plain(self, store: Store, path: str) -> bool:
+        """Copy a later attempt's log to the plain key, for other tools; the store does it, nothing is sent.
+
+        Our own readers go by the seal: a process that was taken over can put its older log there again, and fool none.
+        """
+        plain, own = whole_key(self._layout, path, 1), whole_key(self._layout, path, self._attempt)
+        if plain != own:
+            try:
+                self._check(plain)
+                store.copy(own, plain)
+            except ArtifactSyncError as error:
+                _log.warning("%s is at %s, and was not copied to its plain key: %s", path, own, error)
+                return False
+        return True
+
+    def _delete(self, store: Store, path: str, seal: Seal, *, keep_plain: bool) -> None:
         """Delete the segments of a sealed log, and what earlier attempts had put whole.
 
         A role that may not delete leaves them, and they are passed over.
@@ -331,6 +347,7 @@ class LogMirror:
             # By name, so the first segments first: readers who meet half of them gone find no history, and take the
             # plain object.
             store.delete([key for _, key in sorted(own)])
-            store.delete([whole_key(self._layout, path, attempt) for attempt in sorted(before)])
+            wholes = {whole_key(self._layout, path, attempt) for attempt in before}
+            store.delete(sorted(wholes - ({whole_key(self._layout, path, 1)} if keep_plain else set())))
         except ArtifactSyncError as error:
             _log.debug("the segments of %s were not deleted: %s", path, error)

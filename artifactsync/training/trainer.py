@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from artifactsync.batch import grace_s, job_env, placement
+from artifactsync.batch import StopSignal, grace_s, placement
 from artifactsync.checkpoint.rng import seed_all
 from artifactsync.checkpoint.state_io import Resumed, resume_state
 from artifactsync.errors import ConfigurationError
@@ -36,7 +36,6 @@ from artifactsync.training.run_access import agreed_run_name, open_run, read_che
 from artifactsync.training.schedule import schedule_of
 from artifactsync.training.state import State
 from artifactsync.training.step import TrainStep
-from artifactsync.training.stopping import StopRequest
 from artifactsync.training.time import Time, TimeUnit
 from artifactsync.transfer.remote_uploader_downloader import RemoteUploaderDownloader
 
@@ -153,7 +152,7 @@ class Trainer:
     ) -> None:
         self._is_closed = False
         self._ignored = load_ignore_keys
-        self._stop = StopRequest(job_env() if save_on_stop and placement().world_size == 1 else None)
+        self._stop = StopSignal() if save_on_stop and placement().world_size == 1 else None
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
         self._steps_schedulers_every_batch = step_schedulers_every_batch
@@ -329,7 +328,7 @@ class Trainer:
         try:
             self._eval_schedule.start(state)
             self._callbacks.run(Event.FIT_START)
-            with self._stop:
+            with nullcontext() if self._stop is None else self._stop:
                 while not state.is_done:
                     self._fit_epoch(state.train_dataloader)
             self._callbacks.run(Event.FIT_END)
@@ -368,8 +367,8 @@ class Trainer:
             state.timestamp = state.timestamp.to_next_batch(samples=samples, tokens=tokens, duration_s=duration_s)
             before = now
             self._end_batch()
-            if self._stop.signal is not None and not state.is_done:
-                self._end_stopped()
+            if self._stop and not state.is_done:
+                self._end_stopped(self._stop)
             if state.is_done and not state.is_epoch_over:
                 return  # the next fit goes on in the middle of this epoch
         self._batches = state.batch = None
@@ -471,13 +470,13 @@ class Trainer:
             for uploader in self._uploaders:
                 uploader.close(timeout_s)
 
-    def _end_stopped(self) -> None:
+    def _end_stopped(self, stop: StopSignal) -> None:
         """After a stop signal: save, make durable what time allows, and end by that signal."""
         for callback in self.state.callbacks:
             if isinstance(callback, CheckpointSaver):
                 callback.save(self.state, self.logger)
-        self._abandon("preempted", self._stop.left_s())
-        self._stop.die()
+        self._abandon("preempted", stop.grace_left_s)
+        stop.die()
 
     def _abandon(self, how: FinishState = "failed", timeout_s: float | None = None) -> None:
         """After an error: write what there is within the grace period, and let the error go its way."""

@@ -65,15 +65,15 @@ from pathlib import Path
 from tests.integrations.programs import *
 from tests.integrations.programs import _data
 warnings.simplefilter("ignore")
-def go(local, url=None, epochs=1, odd=None):
+def go(local, url=None, epochs=1, odd=None, **loading):
     Path(local).mkdir(exist_ok=True)
     sync = LightningSync("digits", remote="bucket", local_root=local)
     trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
                          enable_model_summary=False, default_root_dir=local, callbacks=[sync])
-    trainer.fit(Digits(odd=odd), DataLoader(_data(), batch_size=8), ckpt_path=url)
+    trainer.fit(Digits(odd=odd), DataLoader(_data(), batch_size=8), ckpt_path=url, **loading)
     return trainer.global_step
 assert go("a", odd=Path("an object of my own")) == 4
-assert go("b", "artifactsync://digits", 2) == 8, "goes on at step 4"
+assert go("b", "artifactsync://digits", 2, weights_only=False) == 8, "goes on at step 4"
 os.environ["ARTIFACTSYNC_REMOTE"] = "bucket"
 assert go("c", "artifactsync://digits/checkpoints/epoch=1-step=8.ckpt", 3) == 12
 try:
@@ -109,6 +109,7 @@ def test_a_folder_without_files_and_a_run_that_is_taken_over(tmp_path):
         sync.save_folder(tmp_path / "empty", step=1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "model.bin").write_text("1")
+    assert sync.run.attempt == 1
     with Run("digits", remote=tmp_path / "remote", local_root=tmp_path / "b", takeover=True):
         pending = sync.save_folder(tmp_path / "full", step=1)
         shutil.rmtree(tmp_path / "full")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ import artifactsync
 from artifactsync.errors import ArtifactSyncError
 from artifactsync.testing import FaultyStore
 from tests.crash.scenario import SCENARIOS, Remote, Stage
+from tests.warm import warm_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,22 +37,10 @@ if TYPE_CHECKING:
     from artifactsync.stores.protocol import Store
     from artifactsync.testing import Call
 
-_PRELOAD = (
-    "pytest",  # what a child imports as its __main__
-    "tests.crash.victim",
-    "artifactsync.stores.s3",
-    "artifactsync.stores.gcs",
-    "artifactsync.stores.memory",
-    "boto3",
-    "google.cloud.storage",
-    "obstore.store",
-    "fsspec",
-)
 _PACKAGE = str(Path(artifactsync.__file__).parent)
 _END_S = 120.0
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(list(_PRELOAD))
+context = warm_context()
 
 When = Literal["before", "after", "line", "never"]
 

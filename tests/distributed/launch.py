@@ -6,7 +6,7 @@ the other ranks when one has failed. ``tests/distributed/test_torchrun.py`` uses
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -16,15 +16,7 @@ import traceback
 import uuid
 from pathlib import Path
 
-PRELOADED = [
-    "tests.training.digits",
-    "tests.distributed.plain_loop",
-    "tests.distributed.ddp_digits",
-    "tests.distributed.files_loop",
-    "artifactsync.checkpoint.together",
-    "artifactsync.checkpoint.resume_together",
-    "torch.distributed.fsdp",
-]
+from tests.warm import warm_context
 
 
 def free_port():
@@ -56,8 +48,7 @@ class Launcher:
     def __init__(self, folder):
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
+        self._context = warm_context()
         self.launches = 0
 
     def run(self, target, argv, *, world_size, limit_s=120.0, grace_s=20.0, environment=None):

@@ -5,7 +5,6 @@ Importing torch and what its optimizers import takes many times longer than thes
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import runpy
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import torch._dynamo
 import torchvision.transforms.v2  # noqa: F401  (for the fork server)
+
+from tests.warm import warm_context
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -37,10 +38,8 @@ def _main(name, arguments, environment, folder):
 
 
 def run_program(name, *arguments, folder, environment=None):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     folder.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_main, args=(name, list(map(str, arguments)), environment or {}, folder))
+    process = warm_context().Process(target=_main, args=(name, list(map(str, arguments)), environment or {}, folder))
     process.start()
     process.join(100)
     return Ended(process.exitcode, (folder / "1").read_text(), (folder / "2").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,8 +10,8 @@ import pytest
 import torch
 
 from artifactsync import Run
-from tests.distributed.launch import PRELOADED
 from tests.training import digits
+from tests.warm import warm_context
 
 _CASES = {
     "plain": ["--kill-at", "5,17,24"],
@@ -30,8 +29,7 @@ def train():
 
     A fork server that has imported torch already starts them: importing it costs more than training here.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)  # one server serves the whole session
+    context = warm_context()
 
     def start(arguments, *, remote, local_root, environment=None):
         arguments = ["--remote", str(remote), "--local-root", str(local_root), "--max-duration", "2ep", *arguments]

@@ -17,9 +17,14 @@ import contextlib
 import os
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from artifactsync.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _THREAD_NAME = "tokio-rt-worker"
 _TASKS = Path("/proc/self/task")
@@ -27,6 +32,7 @@ _SETTLE_S = 0.1  # where a cgroup allows fewer threads than there are processors
 _lock = threading.Lock()
 _started_in_pid: int | None = None
 _is_settled = False  # the threads were waited for once
+_waiting = 0  # blocks of ``in_the_foreground`` that run
 
 
 def start_polite_runtime() -> bool:
@@ -48,9 +54,9 @@ def set_runtime_priority(*, polite: bool) -> bool:
     """Move obstore's threads to ``SCHED_IDLE`` (polite) or back to the normal class.
 
     Returns:
-        True if there are such threads and all of them are now in that class.
+        True if there are such threads and all of them are now in that class; False while they work in the foreground.
     """
-    if not hasattr(os, "SCHED_IDLE"):
+    if not hasattr(os, "SCHED_IDLE") or (polite and _waiting):
         return False
     wanted = os.SCHED_IDLE if polite else os.SCHED_OTHER
     threads = runtime_thread_ids()
@@ -58,6 +64,23 @@ def set_runtime_priority(*, polite: bool) -> bool:
         with contextlib.suppress(OSError):  # gone meanwhile, or not allowed: the answer below tells
             os.sched_setscheduler(thread_id, wanted, os.sched_param(0))
     return bool(threads) and all(_policy(thread_id) in {wanted, None} for thread_id in threads)
+
+
+@contextmanager
+def in_the_foreground() -> Iterator[None]:
+    """Somebody waits for what is fetched in this block: the threads give way to nobody, an uploader's wish or not.
+
+    They are polite again when their uploader says so next.
+    """
+    global _waiting  # noqa: PLW0603 the threads are one set for each process
+    with _lock:
+        _waiting += 1
+    try:
+        set_runtime_priority(polite=False)
+        yield
+    finally:
+        with _lock:
+            _waiting -= 1
 
 
 def _named_thread_ids() -> list[int]:
@@ -123,8 +146,8 @@ def _policy(thread_id: int) -> int | None:
 
 
 def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603 another thread may have held it at the fork
-    _lock = threading.Lock()
+    global _lock, _waiting
+    _lock, _waiting = threading.Lock(), 0
 
 
 if hasattr(os, "register_at_fork"):

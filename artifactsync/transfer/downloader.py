@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import (
@@ -25,6 +26,7 @@ from artifactsync.errors import (
     ObjectNotFoundError,
 )
 from artifactsync.stores.retry import RetryPolicy
+from artifactsync.stores.runtime import in_the_foreground
 from artifactsync.transfer.asking import Asker, Wanted
 from artifactsync.transfer.hashing import FileDigest, hash_file
 from artifactsync.transfer.in_order import InOrder
@@ -78,6 +80,7 @@ class Downloader:
         self._gate = threading.BoundedSemaphore(max_parts)
         self._max_parts = max_parts
         self._threads: ThreadPoolExecutor | None = None
+        self._foreground = ExitStack()
 
     def fetch(self, wanted: Wanted, folder: Folder, name: str, *, overwrite: bool) -> tuple[FileDigest, bool]:
         """Bring one object to ``name`` in ``folder``.
@@ -116,11 +119,13 @@ class Downloader:
         self._asker.is_stopped = True
 
     def __enter__(self) -> Self:
+        self._foreground.enter_context(in_the_foreground())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        with self._foreground:
+            if self._threads is not None:
+                self._threads.shutdown(cancel_futures=True)
 
     def _check_destination(self, wanted: Wanted, folder: Folder, name: str, *, overwrite: bool) -> FileDigest | None:
         """Return the digest of what is at the destination if it is what is wanted."""

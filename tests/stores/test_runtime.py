@@ -48,6 +48,24 @@ print(came_back == (classes() == [os.SCHED_OTHER]))
     assert shown == ["False", "True", "True", "True"]
 
 
+def test_a_download_is_in_the_foreground_whatever_an_uploader_wishes():
+    shown = run("""
+from artifactsync.transfer.download import download_file
+store = open_store("memory://x")
+store.put("a", BytesBody(bytes(20 << 20)))
+seen = []
+def look(_):
+    seen.append((runtime.set_runtime_priority(polite=True), classes() == [os.SCHED_OTHER]))
+import tempfile, pathlib
+runtime.set_runtime_priority(polite=True)
+came_back = runtime.set_runtime_priority(polite=False)
+runtime.set_runtime_priority(polite=True)
+download_file(store, "a", pathlib.Path(tempfile.mkdtemp()) / "a", on_progress=look)
+print(bool(seen), set(seen) == {(False, came_back)}, runtime.set_runtime_priority(polite=True))
+""")
+    assert shown == ["True", "True", "True"]
+
+
 def test_threads_that_never_come_are_waited_for_once(monkeypatch):
     """A cgroup with fewer processors than the machine: obstore starts fewer threads than there are to see."""
     looks = []

@@ -10,7 +10,8 @@ counted over all of them, and time is rank 0's.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ from artifactsync.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+
+    from artifactsync.batch import StopSignal
 
 PER_RANK = ("rng", "train_dataloader", "loggers")
 """Entries of a trainer's state that each rank has for itself."""
@@ -45,6 +48,7 @@ class Ranks:
         self._is_group_ours = False
         self._control: Any = None
         self._duration_s = 0.0
+        self._is_told = False
         if self.place.world_size == 1:
             return
         if not distributed.is_initialized():
@@ -127,8 +131,15 @@ class Ranks:
             )
         return isinstance(loader.sampler, RandomSampler)
 
-    def counting(self, samples: int, tokens: int) -> Callable[[float], tuple[int, int, float]]:
+    def counting(
+        self, samples: int, tokens: int, stop: StopSignal | None = None
+    ) -> Callable[[float], tuple[int, int, float]]:
         """Begin to count a batch over all ranks, while it is trained on.
+
+        Args:
+            samples: Of this rank's batch.
+            tokens: Of this rank's batch.
+            stop: Whether this rank is told to stop, which the others learn with the numbers: see ``must_stop``.
 
         Returns:
             Called with the seconds that the batch took here: samples and tokens of all ranks, and seconds. Rank 0's
@@ -136,16 +147,44 @@ class Ranks:
         """
         if not self.are_many:
             return lambda duration_s: (samples, tokens, duration_s)
-        numbers = torch.tensor([samples, tokens, self._duration_s if self.is_first else 0.0], dtype=torch.float64)
+        before = self._duration_s if self.is_first else 0.0
+        numbers = torch.tensor([samples, tokens, before, float(bool(stop))], dtype=torch.float64)
         work = distributed.all_reduce(numbers, group=self._control, async_op=True)
 
         def result(duration_s: float) -> tuple[int, int, float]:
             work.wait()
             self._duration_s = duration_s
-            all_samples, all_tokens, before_s = numbers.tolist()
+            all_samples, all_tokens, before_s, told = numbers.tolist()
+            self._is_told = told > 0
             return int(all_samples), int(all_tokens), float(before_s)
 
         return result
+
+    def must_stop(self, stop: StopSignal | None) -> bool:
+        """Whether to stop after this batch, on every rank alike: some rank was told before the batch began.
+
+        Args:
+            stop: Of this rank; one process alone need not ask the others, and stops a batch sooner.
+        """
+        return self._is_told if self.are_many else bool(stop)
+
+    def least(self, seconds: float | None) -> float | None:
+        """The least of all ranks' seconds; None where nobody knows."""
+        if not self.are_many:
+            return seconds
+        box = torch.tensor([float("inf") if seconds is None else seconds], dtype=torch.float64)
+        distributed.all_reduce(box, op=distributed.ReduceOp.MIN, group=self._control)
+        return None if torch.isinf(box).item() else float(box.item())
+
+    def part(self, limit_s: float) -> None:
+        """Wait until every rank has written what it had to: a launcher ends all as soon as one is gone.
+
+        Args:
+            limit_s: Seconds to wait at most; a rank that is gone is not waited for.
+        """
+        if self.are_many:
+            with suppress(RuntimeError):  # torch's for both
+                distributed.monitored_barrier(self._control, timeout=timedelta(seconds=max(limit_s, 0.1)))
 
     def mean(self, loss: torch.Tensor) -> torch.Tensor:
         """The mean over ranks of a number; on its device."""
@@ -154,6 +193,12 @@ class Ranks:
         mean = loss / self.place.world_size
         distributed.all_reduce(mean)
         return mean
+
+    def share_buffers(self) -> None:
+        """Give every rank rank 0's buffers, as DDP does before a training step: an evaluation sees what is saved."""
+        if self._wrapped is not None:
+            for buffer in self._wrapped.module.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of host numbers."""

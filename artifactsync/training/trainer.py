@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from artifactsync.training.profiler import Profiler
 
 _NO_BATCH = object()
+_LEFT_S = 2.0
+"""Seconds for what a rank still has on its way when another one has died."""
+_PARTING_S = 600.0
+"""Seconds that a rank that has saved waits for the others at most."""
 
 
 class Trainer:
@@ -80,8 +84,9 @@ class Trainer:
         save_overwrite: Start a run anew that has checkpoints (theirs stay: a later attempt's win).
         save_on_stop: On SIGTERM, on Slurm SIGUSR1 and its like too, and on EC2's, Google's or Azure's notice that the
             machine is taken away: finish the running batch, save, make it durable within the notice and
-            ``ARTIFACTSYNC_GRACE_S``, note that the run was preempted, and end by the signal. A handler of your own is
-            left in place instead.
+            ``ARTIFACTSYNC_GRACE_S``, note that the run was preempted, and end by the signal. Of several ranks it is
+            enough that one is told: all save after the same batch, which is the next one. A handler of your own is left
+            in place instead.
         autoresume: Continue the run of this name if it has a checkpoint, anywhere.
         load_path: Start from this checkpoint file, local or remote, if there is nothing to resume.
         load_weights_only: Take only the model from ``load_path``.
@@ -152,7 +157,7 @@ class Trainer:
     ) -> None:
         self._is_closed = False
         self._ignored = load_ignore_keys
-        self._stop = StopSignal() if save_on_stop and placement().world_size == 1 else None
+        self._stop = StopSignal() if save_on_stop else None
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
         self._steps_schedulers_every_batch = step_schedulers_every_batch
@@ -334,7 +339,9 @@ class Trainer:
             self._callbacks.run(Event.FIT_END)
             self.logger.flush()
         except BaseException:
-            self._abandon()
+            # A launcher's stop signal together with an error: a rank died, so that nobody will commit what waits.
+            is_left = bool(self._stop) and self._ranks.are_many
+            self._abandon(timeout_s=_LEFT_S if is_left else None)
             raise
         self.run.wait(self._upload_timeout_s)
 
@@ -360,14 +367,14 @@ class Trainer:
                 )
             state.batch = to_device(state.batch, state.device)
             run_event(Event.BATCH_START)
-            count = self._ranks.counting(samples, tokens)
+            count = self._ranks.counting(samples, tokens, self._stop)
             self._step.run(samples)
             now = time.perf_counter()
             samples, tokens, duration_s = count(now - before)
             state.timestamp = state.timestamp.to_next_batch(samples=samples, tokens=tokens, duration_s=duration_s)
             before = now
             self._end_batch()
-            if self._stop and not state.is_done:
+            if self._stop is not None and self._ranks.must_stop(self._stop) and not state.is_done:
                 self._end_stopped(self._stop)
             if state.is_done and not state.is_epoch_over:
                 return  # the next fit goes on in the middle of this epoch
@@ -425,6 +432,7 @@ class Trainer:
         data = self._eval_dataloader if eval_dataloader is None else eval_dataloader
         if data is None:
             raise ConfigurationError("there is no eval_dataloader", hint="pass one here or to the Trainer")
+        self._ranks.share_buffers()
         data = self._ranks.share_evaluation(data, is_sharded=self.state.is_sharded)
         results = evaluate(
             self.state,
@@ -471,11 +479,16 @@ class Trainer:
                 uploader.close(timeout_s)
 
     def _end_stopped(self, stop: StopSignal) -> None:
-        """After a stop signal: save, make durable what time allows, and end by that signal."""
+        """After a stop signal to any rank: save, make durable what time allows, and end by that signal."""
+        if not stop:
+            stop.request("another rank is told to stop")
+        left_s = self._ranks.least(stop.grace_left_s)
+        give_up_at = float("inf") if left_s is None else time.monotonic() + left_s
         for callback in self.state.callbacks:
             if isinstance(callback, CheckpointSaver):
                 callback.save(self.state, self.logger)
-        self._abandon("preempted", stop.grace_left_s)
+        self._abandon("preempted", left_s if left_s is None else max(0.0, give_up_at - time.monotonic()))
+        self._ranks.part(min(_PARTING_S, give_up_at - time.monotonic()))
         stop.die()
 
     def _abandon(self, how: FinishState = "failed", timeout_s: float | None = None) -> None:

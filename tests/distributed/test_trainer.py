@@ -32,6 +32,24 @@ def test_bit_identical_after_a_rank_was_killed(tmp_path, digits_on):
     assert Run("digits", remote=tmp_path / "two", local_root=tmp_path / "x", read_only=True).attempt == 3
 
 
+@pytest.mark.parametrize("told", [1, pytest.param(-1, marks=pytest.mark.crash)])
+def test_a_stop_signal_to_one_rank_saves_all_after_the_same_batch(told, tmp_path, digits_on):
+    assert digits_on(2, "straight", remote=tmp_path / "one") == [0, 0]
+    stopped = digits_on(2, "a", "--stop-rank", told, "--stop-at", 3, remote=tmp_path / "two")
+    assert stopped == [-signal.SIGTERM] * 2
+    run = Run("digits", remote=tmp_path / "two", local_root=tmp_path / "look", read_only=True)
+    latest = run.latest()
+    assert (run.status().state, latest.step) == ("preempted", 5)  # told in the fourth batch, agreed on in the fifth
+    assert [file.path.rpartition("-")[2] for file in latest.files] == ["rank0.pt", "rank1.pt"]
+    assert digits_on(2, "b", remote=tmp_path / "two") == [0, 0]
+    (states, lines), (expected, expected_lines) = (
+        result(tmp_path / "two", tmp_path / "b"),
+        result(tmp_path / "one", tmp_path / "straight"),
+    )
+    assert differences(states, expected) == []
+    assert lines == expected_lines
+
+
 def test_two_ranks_learn_what_one_would(tmp_path, digits_on):
     """Every sample is seen once an epoch, gradients and metrics are means over ranks, and rank 0's log is the run's."""
     assert digits_on(2, "h", remote=tmp_path / "r") == [0, 0]

@@ -68,7 +68,7 @@ def accuracy(outputs, batch):
     return (outputs.argmax(1) == batch[1]).float().mean()
 
 
-def build(args, **more):
+def build(args, more_callbacks=(), **more):
     torch.manual_seed(1)
     net = model()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
@@ -82,6 +82,7 @@ def build(args, **more):
     )
     held_out = DataLoader(Digits(100, moved=False), batch_size=50)
     callbacks = [] if args.kill_at is None else [KillAt(args.kill_at, when_durable=args.when_durable)]
+    callbacks += more_callbacks
     return Trainer(
         net,
         data,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from artifactsync.run import Pushed
 
 _ARCHIVE = re.compile(r"(?:-a[0-9]{6})?\.zip")
+_ENDS = {"preempted": "was preempted", "failed": "failed"}
 _EMPTY_ZIP_BYTES = 22
 _OFF = frozenset({"0", "false", "no", "off"})
 
@@ -196,6 +197,8 @@ class CometMLLogger(ServiceLogger):
 
     def _service_finish(self) -> None:
         folder, self._open = self._open, None
+        if self._end != "completed":  # Comet's own hook for uncaught errors says it so, and nothing public does
+            self.experiment._report_experiment_error(f"training {_ENDS[self._end]}", has_crashed=True)  # noqa: SLF001
         self.experiment.end()
         if folder is not None:
             shutil.rmtree(folder.parent, ignore_errors=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from artifactsync.journal.attempt import FinishState
     from artifactsync.run import Pushed
 
 
@@ -94,6 +95,9 @@ class LoggerDestination:
     def flush(self) -> Iterable[Pushed]:
         """Write down everything; what is now on its way to the remote."""
         return ()
+
+    def ended(self, state: FinishState) -> None:
+        """How training ended, right before ``close``: ``completed``, ``preempted`` or ``failed``."""
 
     def close(self) -> None:
         """Write down everything, and release what is held. Idempotent."""

@@ -20,6 +20,7 @@ from artifactsync.loggers.destination import LogContext, LoggerDestination, chec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from artifactsync.journal.attempt import FinishState
     from artifactsync.run import Pushed
 
 __all__ = ["LogContext", "Logger", "LoggerDestination", "check_path_template", "named"]
@@ -118,8 +119,11 @@ class Logger:
             pushed += self._guarded(destination, lambda d=destination: list(d.flush())) or ()  # type: ignore[misc]  # as above
         return pushed
 
-    def close(self) -> None:
-        """Deliver, and close every destination.
+    def close(self, state: FinishState = "completed") -> None:
+        """Deliver, tell every destination how training ended, and close it.
+
+        Args:
+            state: ``completed``, ``preempted`` or ``failed``; W&B, Comet and MLflow show it.
 
         Raises:
             RunOwnedError: another process owns the run.
@@ -128,6 +132,7 @@ class Logger:
         self.deliver()
         for destination in self.destinations:
             try:
+                self._guarded(destination, lambda d=destination: d.ended(state))  # type: ignore[misc]  # as above
                 self._guarded(destination, destination.close)
             except RunOwnedError as error:  # noqa: PERF203  (all are closed, whatever one of them says)
                 first = first or error

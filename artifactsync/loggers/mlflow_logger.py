@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _TAG = "artifactsync.identity"
 _BATCH = 1000
 """Metrics that MLflow takes in one call. Source: mlflow.org/docs/latest/rest-api.html, log-batch, November 2026."""
+_STATUSES = {"completed": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
 _PARAMETER_CHARS = 6000
 _SNAPSHOT_S = 1.0
 """Least time between two snapshots of the local database; one that takes long is taken less often."""
@@ -157,7 +158,7 @@ class MLFlowLogger(ServiceLogger):
         return len(sent)
 
     def _service_finish(self) -> None:
-        self._client.set_terminated(self.run_id)
+        self._client.set_terminated(self.run_id, _STATUSES[self._end])
         if self._database is not None:
             self._take_snapshot()
 

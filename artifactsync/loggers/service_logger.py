@@ -20,6 +20,8 @@ from artifactsync.loggers.destination import LogContext, LoggerDestination
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from artifactsync.journal.attempt import FinishState
+
 Row = tuple[int, dict[str, float]]
 """A step, and its numbers by name."""
 
@@ -60,6 +62,7 @@ class ServiceLogger(LoggerDestination):
         self._trouble: Exception | None = None
         self._is_told = False
         self._dropped = 0
+        self._end: FinishState = "completed"
 
     # -- for subclasses -------------------------------------------------------------------------------------------
 
@@ -84,7 +87,7 @@ class ServiceLogger(LoggerDestination):
         return len(sent)
 
     def _service_finish(self) -> None:
-        """Say that the run is over."""
+        """Say that the run is over, and how it ended: ``self._end``."""
 
     def _service_state(self) -> dict[str, Any]:
         """What a resumed run must know besides the rows; on the training thread."""
@@ -154,6 +157,10 @@ class ServiceLogger(LoggerDestination):
         """
         with self._condition:
             return self._condition.wait_for(lambda: not self._waiting and not self._sent, timeout_s)
+
+    def ended(self, state: FinishState) -> None:
+        """Keep how training ended for the service."""
+        self._end = state
 
     def close(self) -> None:
         """Hand over what is left, as long as ``close_timeout_s`` allows, and say that the run is over."""

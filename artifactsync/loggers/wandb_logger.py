@@ -134,7 +134,9 @@ class WandBLogger(ServiceLogger):
     def _service_finish(self) -> None:
         if self._log_artifacts:
             self._log_references()
-        self.run.finish()
+        if self._end == "preempted":
+            self.run.mark_preempting()
+        self.run.finish(exit_code=0 if self._end == "completed" else 1)
 
     def _started(self, context: LogContext) -> Any:
         self._id = self._identity[:16] + ("" if self._rank_zero_only else f"-rank{context.rank}")

@@ -466,7 +466,7 @@ class Trainer:
             self._callbacks.close()
         finally:
             try:
-                self.logger.close()
+                self.logger.close("completed")
             finally:
                 self._close_remotes("completed", self._upload_timeout_s)
                 self._ranks.close()
@@ -497,7 +497,7 @@ class Trainer:
             return
         self._is_closed = True
         limit_s = grace_s() if timeout_s is None else timeout_s
-        for close in (self._callbacks.close, self.logger.close, lambda: self._close_remotes(how, limit_s)):
+        for close in (self._callbacks.close, lambda: self.logger.close(how), lambda: self._close_remotes(how, limit_s)):
             with suppress(Exception):  # the error that ended training must not be hidden
                 close()
 

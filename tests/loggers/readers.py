@@ -80,6 +80,26 @@ def text(path):
     return None, curves
 
 
+def ends(folder):
+    """How W&B, Comet and MLflow show that it ended."""
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    from artifactsync.loggers.wandb_file import read_records  # noqa: PLC0415
+
+    folder = Path(folder)
+    (file,) = (path for path in folder.glob("wandb/*run-*/run-*.wandb") if not path.parent.is_symlink())
+    records = {record.WhichOneof("record_type"): record for record in read_records(file)}
+    (archive,) = folder.glob("comet/*.zip")
+    meta = json.loads(zipfile.ZipFile(archive).read("experiment.json"))
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return {
+        "wandb": (records["exit"].exit.exit_code, "preempting" in records),
+        "comet": (meta["customer_error_reported"], meta["customer_error_message"]),
+        "mlflow": run.info.status,
+    }
+
+
 def everything(folder):
     """All that a pulled run shows."""
     return {**unfinished(folder), "comet": comet(Path(folder) / "comet")}

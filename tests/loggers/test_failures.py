@@ -7,8 +7,9 @@ import threading
 import warnings
 
 import pytest
+import torch
 
-from artifactsync import MLFlowLogger, TensorboardLogger, WandBLogger
+from artifactsync import Callback, MLFlowLogger, TensorboardLogger, Trainer, WandBLogger
 from artifactsync.errors import ConfigurationError, MissingPackageError, RunFencedError
 from artifactsync.loggers import CometMLLogger, LogContext, Logger, LoggerDestination
 from artifactsync.loggers.service_logger import ServiceLogger
@@ -35,9 +36,21 @@ class Broken(LoggerDestination):
 class Kept(LoggerDestination):
     def __init__(self):
         self.steps = []
+        self.told = []
+
+    def ended(self, state):
+        self.told.append(state)
+
+    def close(self):
+        self.told.append("closed")
 
     def log_metrics(self, metrics, step):
         self.steps.append(step)
+
+
+class Fails(Callback):
+    def before_forward(self, state, logger):
+        raise FloatingPointError("loss is nan")
 
 
 class Service(ServiceLogger):
@@ -55,6 +68,9 @@ class Service(ServiceLogger):
         self.tried.set()
         if not self.up.is_set():
             raise ConnectionError("nobody answers")
+
+    def _service_finish(self):
+        self.end = self._end
 
     def _service_recorded(self, floor):
         return {(step, name) for step, name in self.has if step >= floor}
@@ -82,6 +98,31 @@ def test_one_that_fails_is_told_once_and_the_others_go_on():
         logger.close()
     assert [str(w.message) for w in told] == ["Broken fails, and training goes on: OSError: no space left"]
     assert kept.steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("callbacks", "state"), [([], "completed"), ([Fails()], "failed")])
+def test_every_logger_is_told_how_training_ended(callbacks, state, tmp_path):
+    kept, service, net = Kept(), Service(), torch.nn.Linear(2, 2)
+    trainer = Trainer(
+        net,
+        [(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))],
+        optimizers=torch.optim.SGD(net.parameters(), lr=0.1),
+        max_duration="1ep",
+        loss_fn=torch.nn.CrossEntropyLoss(),
+        run_name="r",
+        local_root=tmp_path,
+        loggers=[kept, service],
+        callbacks=callbacks,
+        progress_bar=False,
+        device="cpu",
+    )
+    if callbacks:
+        with pytest.raises(FloatingPointError):
+            trainer.fit()
+    else:
+        trainer.fit()
+    trainer.close()
+    assert (kept.told, service.end) == ([state, "closed"], state)
 
 
 def test_that_another_process_owns_the_run_is_no_failure_of_a_logger():

@@ -151,3 +151,21 @@ def test_killed_again_and_again_before_the_first_checkpoint_too(tmp_path):
         assert _steps(curves) == list(range(1, 17)), kind
         assert _steps(curves, EVAL) == [4, 8, 12, 16], kind
     print(f"killed at batches {kills}, each time resumed elsewhere: in 5 logs, 16 steps of 16, each once")
+
+
+@pytest.mark.crash  # three services, twice imported; test_failures has what tells them
+@pytest.mark.parametrize(
+    ("more", "code", "expected"),
+    [
+        ([], 1, {"wandb": [1, False], "comet": [True, "training failed"], "mlflow": "FAILED"}),
+        (
+            ["--stop"],
+            -signal.SIGTERM,
+            {"wandb": [1, True], "comet": [True, "training was preempted"], "mlflow": "KILLED"},
+        ),
+    ],
+)
+def test_training_that_failed_is_not_shown_as_finished(more, code, expected, tmp_path):
+    done = _train(tmp_path, "host0", "--fail-at", "3", "--kinds", "wandb,comet,mlflow", *more)
+    assert done.returncode == code, done.stderr
+    assert _read(tmp_path, "pulled", "ends") == expected

@@ -28,6 +28,19 @@ KINDS = {
 }
 
 
+class FailAt(Callback):
+    """Ends training by an error, or by a stop signal."""
+
+    def __init__(self, batch, *, stop):
+        self.batch, self.stop = batch, stop
+
+    def before_backward(self, state, logger):
+        if state.timestamp.batch == self.batch:
+            if not self.stop:
+                raise RuntimeError("loss is nan")
+            signal.raise_signal(signal.SIGTERM)
+
+
 class KillAt(Callback):
     def __init__(self, batch):
         self.batch = batch
@@ -51,6 +64,8 @@ def main(argv=None):
     parser.add_argument("--local-root", required=True)
     parser.add_argument("--log-dir", required=True)
     parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--fail-at", type=int)
+    parser.add_argument("--stop", action="store_true", help="at --fail-at, instead of an error")
     parser.add_argument("--duration", default="16ba")
     parser.add_argument("--kinds", default=",".join(KINDS))
     args = parser.parse_args(argv)
@@ -75,7 +90,7 @@ def main(argv=None):
         device="cpu",
         progress_bar=False,
         loggers=[KINDS[kind](args) for kind in args.kinds.split(",")],
-        callbacks=[KillAt(args.kill_at)],
+        callbacks=[KillAt(args.kill_at), FailAt(args.fail_at, stop=args.stop)],
     ) as trainer:
         trainer.fit()
 

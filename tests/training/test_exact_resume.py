@@ -10,9 +10,18 @@ import pytest
 import torch
 
 from artifactsync import Run
+from tests.crash.figures import Tally, scaled
 from tests.training import digits
 from tests.warm import warm_context
 
+_RANDOM_CASES = {
+    "plain": [],
+    "workers": ["--workers", "2"],
+    "persistent workers, accumulation": ["--workers", "2", "--persistent", "--microbatch", "12"],
+    "accumulation": ["--microbatch", "10"],
+    "bf16, accumulation": ["--precision", "amp_bf16", "--microbatch", "10"],
+}
+_BATCHES = 26  # 2 epochs of 13: most kills are in the middle of one
 _CASES = {
     "plain": ["--kill-at", "5,17,24"],
     "workers": ["--workers", "2", "--kill-at", "7,14"],
@@ -102,3 +111,31 @@ def test_bit_identical_on_s3_killed_anywhere(tmp_path, train, s3):
     state, lines = _result(remote, last, s3.storage_options)
     assert lines == expected_lines
     _assert_same(state, expected)
+
+
+@pytest.mark.crash
+def test_killed_at_random_batches(tmp_path, train):
+    tally, chance, expected = Tally("not bit-identical", "did not end"), random.Random(5), {}
+    for number in range(scaled(25)):
+        case = list(_RANDOM_CASES)[number % len(_RANDOM_CASES)]
+        arguments, here = _RANDOM_CASES[case], tmp_path / str(number)
+        if case not in expected:
+            straight = tmp_path / case
+            assert train(arguments, remote=straight / "remote", local_root=straight / "host") == 0
+            expected[case] = _result(straight / "remote", straight / "host")
+        kill_at, durable = chance.randrange(_BATCHES), chance.random() < 0.5
+        where = f"{case} at batch {kill_at}, {'durable' if durable else 'as it happened'}"
+        kill = ["--kill-at", str(kill_at), *(["--when-durable"] if durable else [])]
+        ended = train([*arguments, *kill], remote=here / "remote", local_root=here / "a")
+        again = train(arguments, remote=here / "remote", local_root=here / "b")
+        tally.count("kills of one process")
+        if (ended, again) != (-signal.SIGKILL, 0):
+            tally.problem("did not end", f"{where}: {ended}, {again}")
+            continue
+        state, lines = _result(here / "remote", here / "b")
+        try:
+            assert lines == expected[case][1], "metrics"
+            _assert_same(state, expected[case][0])
+        except AssertionError as error:
+            tally.problem("not bit-identical", f"{where}: {error}")
+    tally.report(f"Trainer, {len(expected)} kinds of training, killed in the midst of a batch", "kills of one process")

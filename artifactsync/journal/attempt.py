@@ -20,7 +20,7 @@ from artifactsync.errors import (
     RunFencedError,
     RunIsLiveError,
 )
-from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, Retirement, commit_body
+from artifactsync.journal.catalogue import Catalogue, Checkpoint, CheckpointFile, after, commit_body
 from artifactsync.journal.heartbeat import is_alive
 from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, fenced, is_removal
 from artifactsync.journal.newest import finished_of, latest_of, owner_of, totals_of
@@ -233,14 +233,7 @@ class Attempt:
 
     def _after(self, catalogue: Catalogue, record: Record) -> Catalogue:
         """A catalogue with one more record of this attempt."""
-        if record.kind is Kind.COMMIT:
-            return catalogue.with_commit(self._checkpoint(record))
-        if record.kind is Kind.RETIRE:
-            run_name, url = self._log.layout.run_name, self._log.store.url
-            return catalogue.with_retirement(Retirement.from_record(record, run_name=run_name, url=url))
-        if record.kind is Kind.FINISH:
-            return replace(catalogue, finished=str(record.body.get("state", "")), seq=record.seq)
-        return replace(catalogue, seq=record.seq)
+        return after(catalogue, record, run_name=self._log.layout.run_name, url=self._log.store.url)
 
     def _checkpoint(self, record: Record) -> Checkpoint:
         return Checkpoint.from_record(record, run_name=self._log.layout.run_name, url=self._log.store.url)

@@ -308,6 +308,17 @@ class Catalogue:
         return sum(size for key, size in sizes.items() if key not in self.keys or key in self.retired_keys)
 
 
+def after(catalogue: Catalogue, record: Record, *, run_name: str, url: str) -> Catalogue:
+    """A catalogue with one more record of the same attempt, the next one."""
+    if record.kind is Kind.COMMIT:
+        return catalogue.with_commit(Checkpoint.from_record(record, run_name=run_name, url=url))
+    if record.kind is Kind.RETIRE:
+        return catalogue.with_retirement(Retirement.from_record(record, run_name=run_name, url=url))
+    if record.kind is Kind.FINISH:
+        return replace(catalogue, finished=str(record.body.get("state", "")), seq=record.seq)
+    return replace(catalogue, seq=record.seq)
+
+
 def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:
     return checkpoint.attempt, checkpoint.step, checkpoint.seq
 

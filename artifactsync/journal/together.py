@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import RunFencedError, WaitTimeoutError
+from artifactsync.journal.catalogue import after
 from artifactsync.journal.log import JournalLog, fenced, is_removal
 from artifactsync.journal.parts import (
     Gathering,
@@ -68,6 +69,7 @@ class Membership:
     def __init__(self, log: JournalLog, *, number: int, claim_id: str, claim_seq: int) -> None:
         self._log, self._seq = log, claim_seq
         self._lock = threading.Lock()
+        self._changing = threading.Lock()  # held for moments: where this is and the catalogue go together
         self._fenced: RunFencedError | None = None
         self._catalogue: Catalogue | None = None
         self.number, self.claim_id, self.claim_seq = number, claim_id, claim_seq
@@ -75,10 +77,13 @@ class Membership:
 
     @property
     def catalogue(self) -> Catalogue:
-        """What the journal says; read when it is first asked for."""
-        if self._catalogue is None:
-            self._catalogue = self._log.read_catalogue()
-        return self._catalogue
+        """What the journal says; read when it is first asked for, and kept up by ``follow`` from then on."""
+        while (known := self._catalogue) is None:
+            read = self._log.read_catalogue()
+            with self._changing:
+                if read.seq >= self._seq:  # else it was overtaken while it was read
+                    self._catalogue = read
+        return known
 
     @property
     def known_catalogue(self) -> Catalogue | None:
@@ -124,12 +129,18 @@ class Membership:
                 if slot.record.attempt != self.number or is_removal(slot.record):
                     self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
                     break
-                self._seq = slot.record.seq
-                self._catalogue = None
+                self._take_in(slot.record)
                 found.append(slot.record)
         if not found:
             self.check()
         return found
+
+    def _take_in(self, record: Record) -> None:
+        with self._changing:
+            known, self._seq = self._catalogue, record.seq
+            if known is not None and known.seq < record.seq:  # else it was read later than this is followed
+                run_name, url = self._log.layout.run_name, self._log.store.url
+                self._catalogue = after(known, record, run_name=run_name, url=url)
 
     def finish(self, state: str) -> None:
         """Rank 0 does it."""

@@ -1,7 +1,8 @@
 """``Trainer``: a training loop small enough to read in one sitting, exact enough to be interrupted anywhere.
 
 Owns: the order of things: load, epochs, batches, events, logs, checkpoints, the end. Does not own: what a step does
-(``step``), where data comes from (``dataloader``), what is saved (``state``), how it becomes durable (``run``).
+(``step``), where data comes from (``dataloader``), what is loaded first (``loading``), what is saved (``state``), how
+it becomes durable (``run``), or how the end is gone about (``ending``).
 
 Invariant: a run that was killed and resumed any number of times ends with the same bytes as one that never was.
 """
@@ -10,14 +11,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from artifactsync.batch import StopSignal, grace_s, placement
+from artifactsync.batch import StopSignal, placement
 from artifactsync.checkpoint.rng import seed_all
-from artifactsync.checkpoint.state_io import Resumed, resume_state
 from artifactsync.errors import ConfigurationError
 from artifactsync.loggers.logger import Logger, LoggerDestination
 from artifactsync.loggers.metrics_file import MetricsFile
@@ -26,13 +26,14 @@ from artifactsync.training.batch import count_samples, count_tokens, to_device
 from artifactsync.training.callback import Callback, CallbackTable
 from artifactsync.training.callbacks import CheckpointSaver, ProgressBar
 from artifactsync.training.dataloader import ResumableLoader
+from artifactsync.training.ending import Ending
 from artifactsync.training.evaluation import evaluate
 from artifactsync.training.event import Event
-from artifactsync.training.load_selection import without_ignored
+from artifactsync.training.loading import Loading, load
 from artifactsync.training.model import TrainableModel
 from artifactsync.training.precision import Precision
 from artifactsync.training.ranks import Ranks
-from artifactsync.training.run_access import agreed_run_name, open_run, read_checkpoint
+from artifactsync.training.run_access import agreed_run_name, open_run
 from artifactsync.training.schedule import schedule_of
 from artifactsync.training.state import State
 from artifactsync.training.step import TrainStep
@@ -45,15 +46,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from artifactsync.journal.attempt import FinishState
     from artifactsync.run import RetentionPolicy
     from artifactsync.training.profiler import Profiler
 
 _NO_BATCH = object()
-_LEFT_S = 2.0
-"""Seconds for what a rank still has on its way when another one has died."""
-_PARTING_S = 600.0
-"""Seconds that a rank that has saved waits for the others at most."""
 
 
 class Trainer:
@@ -155,14 +151,11 @@ class Trainer:
         upload_timeout_s: float | None = None,
         run_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._is_closed = False
-        self._ignored = load_ignore_keys
         self._stop = StopSignal() if save_on_stop else None
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
         self._steps_schedulers_every_batch = step_schedulers_every_batch
         self._upload_timeout_s = upload_timeout_s
-        self._storage_options = storage_options
         trainable = TrainableModel(model, loss_fn)
         where = torch.device(device) if device is not None else _best_device()
         self._ranks = Ranks(where)
@@ -171,7 +164,7 @@ class Trainer:
             raise ConfigurationError(
                 f"device_train_microbatch_size is {device_train_microbatch_size}", hint="it counts samples, from 1"
             )
-        self._uploaders = [each for each in _listed(loggers) if isinstance(each, RemoteUploaderDownloader)]
+        uploaders = [each for each in _listed(loggers) if isinstance(each, RemoteUploaderDownloader)]
         destinations = [each for each in _listed(loggers) if not isinstance(each, RemoteUploaderDownloader)]
         for each in destinations:
             if not isinstance(each, LoggerDestination):
@@ -202,13 +195,13 @@ class Trainer:
         seed = self._ranks.agreed(drawn)
         train_dataloader = self._ranks.share(train_dataloader, seed)
         loader = None if train_dataloader is None else ResumableLoader(train_dataloader)
-        name = agreed_run_name(run_name, self._uploaders)
+        name = agreed_run_name(run_name, uploaders)
         self.run = open_run(
             name,
             remote=remote,
             local_root=local_root,
             storage_options=storage_options,
-            uploaders=self._uploaders,
+            uploaders=uploaders,
             may_continue=autoresume or save_overwrite,
             options={"retention": save_retention, **(run_options or {})},
         )
@@ -243,71 +236,37 @@ class Trainer:
         )
         self._batches: Iterator[Any] | None = None  # of the running epoch
         self._loaded: dict[str, Any] | None = None  # whose random state is still to be set
+        self._ending = Ending(self.run, uploaders, self._callbacks, self.logger, self._ranks)
+        loading = Loading(
+            autoresume=autoresume,
+            path=load_path,
+            weights_only=load_weights_only,
+            strict=load_strict,
+            ignored=load_ignore_keys,
+            storage_options=storage_options,
+        )
         try:
-            self._begin(autoresume, load_path, weights_only=load_weights_only, strict=load_strict)
+            self._begin(loading)
         except BaseException:
-            self._abandon()
+            self._ending.abandon()
             raise
 
     # -- before training ------------------------------------------------------------------------------------------
 
-    def _begin(
-        self, autoresume: bool, load_path: str | os.PathLike[str] | None, *, weights_only: bool, strict: bool
-    ) -> None:
+    def _begin(self, loading: Loading) -> None:
         """Seed, load what is to be loaded, and open the logs."""
         state = self.state
         seed_all((state.seed or 0) + self._ranks.place.rank)
         self.logger.open(context_of_run(self.run))
         self._callbacks.run(Event.INIT)
-        resumed_at = None
-        resumed = self._resumed(strict=strict) if autoresume else None
-        if resumed is not None:
-            resumed_at = state.timestamp.batch
-        elif load_path is not None:
-            saved = read_checkpoint(
-                str(load_path), run_name=state.run_name, storage_options=self._storage_options, map_location="cpu"
-            )
-            saved = without_ignored(saved, self._ignored, state)
-            if weights_only:
-                state.load_model(saved, strict=strict)
-            else:
-                state.load_state_dict({**saved, "loggers": {}}, strict=strict)
-                self._loaded = saved
+        loaded = load(loading, state, self.run, self._ranks)
+        self._loaded, resumed_at = loaded.saved, loaded.resumed_at
         self.logger.start(resumed_at=resumed_at)
         self.logger.step = state.timestamp.batch
         if resumed_at is None:
             settings = {"seed": state.seed, "max_duration": str(state.max_duration), "precision": self._precision.name}
             self.logger.log_hyperparameters(settings)
         self._callbacks.run(Event.AFTER_LOAD)
-
-    def _resumed(self, *, strict: bool) -> Resumed | None:
-        """Continue the run, if it has a checkpoint."""
-        state, ranks = self.state, self._ranks
-        resumed = resume_state(
-            self.run,
-            map_location="cpu",
-            strict=strict,
-            live={"model": state.model, "optimizers": state.optimizers},
-            per_rank=("rng",) if ranks.is_first else ("rng", "loggers"),
-        )
-        if resumed is None:
-            return None
-        saved = resumed.state
-        if "rng" in saved:
-            state.load_state_dict(saved, strict=strict)
-            self._loaded = saved
-        else:  # another number of ranks saved it
-            state.load_state_dict({**saved, "train_dataloader": None}, strict=strict)
-            from artifactsync.checkpoint.resume_together import reseed  # noqa: PLC0415  (torch.distributed takes long)
-
-            reseed(state.run_name, state.timestamp.batch, ranks.place.rank, ranks.place.world_size)
-            if state.train_dataloader is not None:
-                state.train_dataloader.load_position(
-                    saved["train_dataloader"], state.timestamp.sample_in_epoch, world_size=ranks.place.world_size
-                )
-        if ranks.sampler is not None:
-            ranks.sampler.seed = state.seed or 0
-        return resumed
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -339,9 +298,7 @@ class Trainer:
             self._callbacks.run(Event.FIT_END)
             self.logger.flush()
         except BaseException:
-            # A launcher's stop signal together with an error: a rank died, so that nobody will commit what waits.
-            is_left = bool(self._stop) and self._ranks.are_many
-            self._abandon(timeout_s=_LEFT_S if is_left else None)
+            self._ending.fail(self._stop)
             raise
         self.run.wait(self._upload_timeout_s)
 
@@ -375,7 +332,7 @@ class Trainer:
             before = now
             self._end_batch()
             if self._stop is not None and self._ranks.must_stop(self._stop) and not state.is_done:
-                self._end_stopped(self._stop)
+                self._ending.stop(self._stop, state)
             if state.is_done and not state.is_epoch_over:
                 return  # the next fit goes on in the middle of this epoch
         self._batches = state.batch = None
@@ -458,48 +415,8 @@ class Trainer:
         Raises:
             NotDurableError: something could not be made durable.
         """
-        if self._is_closed:
-            return
-        self._is_closed = True
         self._batches = None  # ends its workers
-        try:
-            self._callbacks.close()
-        finally:
-            try:
-                self.logger.close("completed")
-            finally:
-                self._close_remotes("completed", self._upload_timeout_s)
-                self._ranks.close()
-
-    def _close_remotes(self, how: FinishState, timeout_s: float | None) -> None:
-        try:
-            self.run.close(timeout_s, state=how)
-        finally:
-            for uploader in self._uploaders:
-                uploader.close(timeout_s)
-
-    def _end_stopped(self, stop: StopSignal) -> None:
-        """After a stop signal to any rank: save, make durable what time allows, and end by that signal."""
-        if not stop:
-            stop.request("another rank is told to stop")
-        left_s = self._ranks.least(stop.grace_left_s)
-        give_up_at = float("inf") if left_s is None else time.monotonic() + left_s
-        for callback in self.state.callbacks:
-            if isinstance(callback, CheckpointSaver):
-                callback.save(self.state, self.logger)
-        self._abandon("preempted", left_s if left_s is None else max(0.0, give_up_at - time.monotonic()))
-        self._ranks.part(min(_PARTING_S, give_up_at - time.monotonic()))
-        stop.die()
-
-    def _abandon(self, how: FinishState = "failed", timeout_s: float | None = None) -> None:
-        """After an error: write what there is within the grace period, and let the error go its way."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        limit_s = grace_s() if timeout_s is None else timeout_s
-        for close in (self._callbacks.close, lambda: self.logger.close(how), lambda: self._close_remotes(how, limit_s)):
-            with suppress(Exception):  # the error that ended training must not be hidden
-                close()
+        self._ending.complete(self._upload_timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -508,7 +425,7 @@ class Trainer:
         if error is None:
             self.close()
         else:
-            self._abandon()
+            self._ending.abandon()
 
 
 def _listed(value: Any) -> list[Any]:

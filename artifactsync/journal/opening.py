@@ -50,9 +50,7 @@ def check_store(store: Store, log: JournalLog, *, allow_unfenced: bool) -> None:
         _fit.add((store.url, not capabilities.put_if_absent))
 
 
-def begin_attempt(
-    store: Store, log: JournalLog, *, takeover: bool, allow_unfenced: bool, launch: str = ""
-) -> Attempt:
+def begin_attempt(store: Store, log: JournalLog, *, takeover: bool, allow_unfenced: bool, launch: str = "") -> Attempt:
     """Check the store, and claim the run; ``launch`` is what the other ranks look for.
 
     Raises:

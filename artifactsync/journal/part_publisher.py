@@ -39,6 +39,9 @@ _SLOWEST_LOOK_S = 2.0
 class PartPublisher:
     """A rank above 0: publishes its part of each checkpoint, one after the other, on a thread of its own.
 
+    The oldest goes first, though rank 0 begins with the newest: a rank slower than rank 0 that did so too would let the
+    part wait that rank 0 gathers right now, as long as newer ones keep coming.
+
     Args:
         membership: The attempt.
         log: The run's journal.

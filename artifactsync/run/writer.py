@@ -758,7 +758,9 @@ class Run(RunView):
             raise self._not_writable(key)
 
     def _not_writable(self, key: str) -> AlreadyExistsError:
-        return AlreadyExistsError(f"{key} belongs to a checkpoint", hint="push it under another name", url=self.remote)
+        return AlreadyExistsError(
+            f"{key} belongs to a committed checkpoint", hint="push it under another name", url=self.remote
+        )
 
     def _own_path(self, source: Path) -> str:
         try:

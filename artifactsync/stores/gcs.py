@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any
 import google.api_core.exceptions as api
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from artifactsync.errors import ArtifactSyncError, RemoteUnreachableError, TransientStoreError
+from artifactsync.errors import (
+    AlreadyExistsError,
+    ArtifactSyncError,
+    ObjectNotFoundError,
+    RemoteUnreachableError,
+    TransientStoreError,
+)
 from artifactsync.stores import gcs_errors, gcs_session
 from artifactsync.stores.body_stream import BodyStream
 from artifactsync.stores.encryption import check_gcs_answer
@@ -102,9 +108,20 @@ class GcsStore:
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Upload with ``ifGenerationMatch=0``. See ``Store.put_if_absent``.
 
-        A large body's condition is checked when its session starts and again when it ends.
+        A large body's condition is checked when its session starts and again when it ends; and before, since not every
+        service with this interface checks it then.
         """
+        size_bytes = len(body) if isinstance(body, bytes) else body.size_bytes
+        if size_bytes > _SMALL_BYTES and self._exists(key):
+            raise AlreadyExistsError(f"{self.url}/{key} exists already", url=f"{self.url}/{key}")
         return self._upload(key, body, is_create=True)
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except ObjectNotFoundError:
+            return False
+        return True
 
     def head(self, key: str) -> ObjectInfo:
         """Return an object's metadata. See ``Store.head``."""

@@ -2,14 +2,15 @@
 
 Owns: the two threads that carry stdout and stderr. Does not own: when the log is mirrored (``mirror``).
 
-Invariant: at most one pipe's worth is held, however much is printed; neither a terminal that went away nor a full disk
-stops the command.
+Invariants: at most one pipe's worth is held, however much is printed; neither a terminal that went away nor a full disk
+stops the command; in the log a line of one stream is not cut by the other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _READ_BYTES = 1 << 18
+_LINE_BYTES = 1 << 16  # a longer line goes to the log in pieces
+_LINE_S = 1.0  # so does one that nobody ends: a prompt
 _LAST_WORDS_S = 2.0  # a process that the command left behind may hold its stdout open for ever
 
 
@@ -60,15 +63,29 @@ class Output:
             thread.join(_LAST_WORDS_S)
 
     def _carry(self, source_fd: int, target_fd: int) -> None:
-        has_reader = True
-        while data := os.read(source_fd, _READ_BYTES):
-            self._keep(data)
+        has_reader, begun = True, b""
+        while True:
+            if begun and not _has_more(source_fd):
+                self._keep(begun)
+                begun = b""
+            if not (data := os.read(source_fd, _READ_BYTES)):
+                break
+            begun = self._keep_lines(begun + data)
             if has_reader:
                 try:
                     _write(target_fd, data)
                 except OSError:  # whoever read our output has gone; the log goes on
                     has_reader = False
+        self._keep(begun)
         os.close(source_fd)
+
+    def _keep_lines(self, data: bytes) -> bytes:
+        """Write whole lines to the log, with one call, and return the beginning of the next one."""
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if len(data) - end > _LINE_BYTES:
+            end = len(data)
+        self._keep(data[:end])
+        return data[end:]
 
     def _keep(self, data: bytes) -> None:
         try:
@@ -84,3 +101,10 @@ def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _has_more(fd: int) -> bool:
+    """Whether there is something to read, or the end, before a begun line is too old to wait with."""
+    waiting = select.poll()  # not ``select``, which knows no descriptor above 1023
+    waiting.register(fd, select.POLLIN | select.POLLHUP)
+    return bool(waiting.poll(int(_LINE_S * 1000)))

@@ -72,7 +72,11 @@ def give_up(queue: UploadQueue) -> None:
 def files(tmp_path: Path) -> list[LocalFile]:
     (tmp_path / "a.pt").write_bytes(b"a" * 1000)
     (tmp_path / "b.pt").write_bytes(b"b" * 2000)
-    return local_files({"checkpoints/a.pt": tmp_path / "a.pt", "checkpoints/b.pt": tmp_path / "b.pt"})
+    return described(tmp_path)
+
+
+def described(folder: Path) -> list[LocalFile]:
+    return local_files({"checkpoints/a.pt": folder / "a.pt", "checkpoints/b.pt": folder / "b.pt"})
 
 
 def steps(store: Store) -> list[int]:
@@ -177,13 +181,13 @@ def test_a_later_attempt_writes_beside_what_an_earlier_one_may_still_be_writing(
     log = JournalLog(store, "demo", policy=IMPATIENT)
     second = publish(store, claim(log, writer=ME, takeover=True))
     (tmp_path / "a.pt").write_bytes(b"A" * 1000)
-    again = second.submit(lambda: files, label(20)).result(10)
+    again = second.submit(lambda: described(tmp_path), label(20)).result(10)
     assert [(f.path, f.key) for f in again.files] == [
         ("checkpoints/a.pt", "demo/checkpoints/a.a2.pt"),
         ("checkpoints/b.pt", "demo/checkpoints/b.pt"),  # the same bytes: referenced, not sent again
     ]
     (tmp_path / "a.pt").write_bytes(b"!" * 1000)
-    third = second.submit(lambda: files, label(30)).result(10)
+    third = second.submit(lambda: described(tmp_path), label(30)).result(10)
     assert third.files[0].key == "demo/checkpoints/a.a2-1.pt"
     assert store.get("demo/checkpoints/a.pt") == b"a" * 1000
     assert store.get("demo/checkpoints/a.a2.pt") == b"A" * 1000

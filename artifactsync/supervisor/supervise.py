@@ -115,7 +115,7 @@ class _Supervision:
     def __init__(self, run: Run, settings: Settings, tell: Callable[[str], None]) -> None:
         self._run, self._settings, self._tell = run, settings, tell
         self._house = settings.work_dir / HOUSE / "run" / run.name
-        self._tree = Tree(settings.work_dir, settings.watched, exclude=settings.exclude)
+        self._tree = Tree(settings.work_dir, settings.watched, exclude=settings.exclude, remote=run.remote)
         self._rules = Rules(settings.checkpoint_patterns)
         self._log_path = f"logs-rank{settings.rank}.txt"
         self._notices: list[tuple[int, str, float | None]] = []

@@ -14,6 +14,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from artifactsync.errors import ConfigurationError
 from artifactsync.naming.layout import HOUSE_FOLDER, is_safe
@@ -60,12 +61,16 @@ class Tree:
         work_dir: The working folder: files keep their paths below it.
         watched: Folders to watch; none given watches the working folder.
         exclude: Shell patterns of paths below the run that are left alone.
+        remote: URL of the remote: one that is a folder below a watched one is never mirrored into itself.
 
     Raises:
-        ConfigurationError: two folders would be one on the remote.
+        ConfigurationError: two folders would be one on the remote, or a watched one is below the remote.
     """
 
-    def __init__(self, work_dir: Path, watched: Sequence[Path] = (), *, exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self, work_dir: Path, watched: Sequence[Path] = (), *, exclude: Sequence[str] = (), remote: str = ""
+    ) -> None:
+        self._remote = unquote(urlsplit(remote).path) if remote.startswith("file://") else ""
         self.work_dir = Path(os.path.abspath(work_dir))  # noqa: PTH100 - resolve() follows links
         self._exclude = tuple(exclude)
         roots: dict[str, Root] = {}
@@ -79,6 +84,12 @@ class Tree:
                 raise ConfigurationError(
                     f"{other.folder} and {folder} would both become {prefix} in the run",
                     hint="watch one of them, or a folder above both",
+                )
+        for root in roots.values():
+            if any(self._is_remote(str(folder)) for folder in (root.folder, *root.folder.parents)):
+                raise ConfigurationError(
+                    f"{root.folder} is watched, and the remote {self._remote} holds it: it would be copied into itself",
+                    hint="choose a remote that is not above what is watched",
                 )
         self.roots = tuple(roots.values())
         """What is watched."""
@@ -119,7 +130,8 @@ class Tree:
                 path = prefix + entry.name
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        if _is_wanted_folder(entry.name) and not self._is_excluded_folder(path):
+                        is_wanted = _is_wanted_folder(entry.name) and not self._is_excluded_folder(path)
+                        if is_wanted and not self._is_remote(entry.path):
                             waiting.append((entry.path, f"{path}/"))
                     elif self.counts(path):
                         status = entry.stat(follow_symlinks=False)
@@ -127,6 +139,15 @@ class Tree:
                             yield path, Seen.of(status)
                 except OSError:
                     continue
+
+    def _is_remote(self, folder: str) -> bool:
+        """Whether the remote is this folder, by whatever name."""
+        if not self._remote:
+            return False
+        try:
+            return Path(folder).samefile(self._remote)
+        except OSError:  # one of them is not there
+            return False
 
     def _is_excluded_folder(self, path: str) -> bool:
         return any(fnmatch.fnmatchcase(f"{path}/", pattern) for pattern in self._exclude)

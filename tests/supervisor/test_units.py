@@ -12,6 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from artifactsync.errors import ConfigurationError
+from artifactsync.stores import open_store
 from artifactsync.supervisor.structure import is_whole, missing_shards, step_inside
 from artifactsync.supervisor.tree import Tree
 from artifactsync.supervisor.units import Rules, newest_of_each_family, step_of
@@ -144,3 +146,16 @@ def test_what_is_none_of_our_business(tmp_path):
     (tmp_path / "link.bin").symlink_to(tmp_path / "kept.bin")
     assert set(Tree(tmp_path).look()) == {"kept.bin"}
     assert set(Tree(tmp_path, exclude=["kept.*"]).look()) == set()
+
+
+def test_a_remote_below_the_watched_folder_is_not_mirrored_into_itself(tmp_path):
+    remote = tmp_path / "a bucket"
+    (remote / "r").mkdir(parents=True)
+    (remote / "r/step-1.pt").write_bytes(b"x")
+    (tmp_path / "kept.bin").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for url in (open_store(remote).url, open_store(tmp_path / "link" / "a bucket").url):
+        assert set(Tree(tmp_path, remote=url).look()) == {"kept.bin"}
+    for below in (remote, remote / "r"):
+        with pytest.raises(ConfigurationError, match="copied into itself"):
+            Tree(below, remote=open_store(remote).url)

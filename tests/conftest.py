@@ -118,6 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take the user's clouds out of the environment before any test module is imported."""
     # Started in the background by a shell, we would ignore Ctrl-C, and so would every process that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
     empty = Path(tempfile.mkdtemp(prefix="artifactsync-empty-"))
     config.add_cleanup(lambda: shutil.rmtree(empty, ignore_errors=True))
     for name in list(os.environ):

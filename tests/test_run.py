@@ -530,7 +530,7 @@ def test_a_push_does_not_touch_a_checkpoint_on_its_way(tmp_path: Path) -> None:
     with Run("r", remote=FaultyStore(open_store(tmp_path / "remote"), on_answer=hold), local_root=tmp_path) as run:
         pending = run.save_files([write(run, "a.bin", b"a" * 9)], step=1)
         assert is_up.wait(20)
-        with pytest.raises(AlreadyExistsError, match="belongs to a checkpoint"):
+        with pytest.raises(AlreadyExistsError, match="belongs to a committed checkpoint"):
             run.push(write(run, "b.bin", b"b" * 9), "a.bin")
         go_on.set()
         pending.result(20)
@@ -585,7 +585,7 @@ def test_a_push_asks_nobody_and_still_never_touches_a_checkpoint(tmp_path: Path)
     is_down.clear()
     log.result(20)
     trace.result(20)
-    with pytest.raises((AlreadyExistsError, UploadError), match=r"r/f\.bin belongs to a checkpoint"):
+    with pytest.raises((AlreadyExistsError, UploadError), match=r"r/f\.bin belongs to a committed checkpoint"):
         forbidden.result(20)
     run.close()
     assert store.get("r/f.bin") == b"committed"

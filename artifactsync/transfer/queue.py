@@ -31,7 +31,7 @@ from artifactsync.transfer.upload import Upload, UploadedFile, UploadStatus
 from artifactsync.transfer.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from typing_extensions import Self
 
@@ -46,6 +46,8 @@ _log = logging.getLogger("artifactsync.transfer")
 
 MAX_HELD_FDS = 256
 """Most descriptors held for waiting uploads; never more than a quarter of what the process may open."""
+
+_SLICE_S = 0.5  # of a wait without an end
 
 
 class UploadQueue:
@@ -211,8 +213,8 @@ class UploadQueue:
         with self._backlog.changed:
             waiting_for = [upload.future for upload in self._backlog.schedule.pending()]
         with self.watching():
-            _, unsettled = futures.wait(waiting_for, timeout)
-        if unsettled:
+            is_settled = _wait_for(waiting_for, timeout)
+        if not is_settled:
             raise self._late(timeout)
         with self._backlog.changed:
             failed, more = self._backlog.failures.take()
@@ -371,3 +373,18 @@ def _held_fds() -> int:
     except (ImportError, OSError):
         return MAX_HELD_FDS // 4
     return MAX_HELD_FDS if soft == resource.RLIM_INFINITY else min(MAX_HELD_FDS, soft // 4)
+
+
+def _wait_for(pending: Iterable[futures.Future[UploadedFile]], timeout: float | None) -> bool:
+    """Wait until all are settled, and say whether they are.
+
+    In slices: CPython misses a Ctrl-C that comes just before a wait without an end, and would then wait for ever.
+    """
+    until_s = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left_s = _SLICE_S if until_s is None else min(_SLICE_S, max(0.0, until_s - time.monotonic()))
+        pending = futures.wait(pending, left_s).not_done
+        if not pending:
+            return True
+        if until_s is not None and time.monotonic() >= until_s:
+            return False

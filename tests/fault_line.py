@@ -87,6 +87,8 @@ class Line:
         head = _read_head(incoming)
         if head is None:
             return False
+        if self.closed.is_set():  # SHUT_RD lets through what comes later
+            raise LineCutError
         request = _parse(head)
         self._proxy.record(request)
         if self._proxy.latency_s:

@@ -147,7 +147,8 @@ class FaultProxy:
 
     def cut(self) -> None:
         """Reset every connection, and each new one at once, until ``heal``."""
-        self._down = True
+        with self._changed:
+            self._down = True
         for line in self._open_lines():
             line.close()
 
@@ -219,12 +220,14 @@ class FaultProxy:
             except OSError:
                 return
             line = Line(self, client)
-            if self._down:
+            with self._changed:
+                is_refused = self._down
+                if not is_refused:
+                    self._lines.add(line)
+            if is_refused:
                 line.close()
                 client.close()
                 continue
-            with self._changed:
-                self._lines.add(line)
             line.thread.start()
 
 

@@ -57,7 +57,12 @@ class Point:
     """SIGKILL, or SIGSTOP until somebody sends SIGCONT."""
 
     def meet(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL if self.fate == "kill" else signal.SIGSTOP)
+        if self.fate == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            # To this thread: a stop sent to the process may begin with another one, and this one goes on for the
+            # moment that it takes to send a request.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 @dataclass(frozen=True)

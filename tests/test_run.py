@@ -423,7 +423,7 @@ def test_what_cannot_be_drained_is_said_in_one_line(tmp_path: Path) -> None:
         os.environ["ARTIFACTSYNC_GRACE_S"] = "0.5"
         run = Run("exp7", remote="remote", local_root="runs")
         (run.local_dir / "a.pt").write_bytes(b"x")
-        run._heart.stop()
+        run._writing.heart.stop()
         shutil.rmtree("remote")
         open("remote", "w").close()
         run.save_files([run.local_dir / "a.pt"], step=1)
@@ -555,8 +555,8 @@ def test_files_that_are_published_twice_keep_their_hash(tmp_path: Path) -> None:
 def test_the_local_step_of_an_old_heartbeat_is_never_behind_the_durable_one(local: dict[str, Any]) -> None:
     run = Run("exp7", **local)
     run.save_files([write(run, "a.pt", b"a")], step=10).result(20)
-    run._heart.beat()
-    run._heart.stop()  # as in a process that was killed: the heartbeat stays as it was
+    run._writing.heart.beat()
+    run._writing.heart.stop()  # as in a process that was killed: the heartbeat stays as it was
     run.save_files([write(run, "b.pt", b"b")], step=20).result(20)
     status = Run("exp7", read_only=True, **local).status()
     assert (status.durable_step, status.local_step) == (20, 20)

@@ -41,8 +41,8 @@ def save(run, step):
 
 def die(run):
     """End a run as SIGKILL would, as far as the remote and the disk can tell."""
-    run._heart.stop()
-    run._publisher.close()
+    run._writing.heart.stop()
+    run._writing.publisher.close()
     run._is_closed = True
     with contextlib.suppress(ArtifactSyncError):
         run._queue.close(0)

@@ -60,8 +60,8 @@ def append(run: Run, data: bytes, path: str = PATH) -> Path:
 def leave(run: Run) -> None:
     """What a kill leaves: nothing more is written, nothing is told."""
     run.wait(30)
-    run._heart.stop()
-    run._publisher.close()
+    run._writing.heart.stop()
+    run._writing.publisher.close()
     run._is_closed = True
 
 
@@ -231,7 +231,7 @@ def test_a_zombie_that_looked_too_early_replaces_no_log_of_a_completed_attempt(t
         with Run("exp7", local_root=tmp_path / f"{number}", takeover=True, **remote) as run:  # type: ignore[arg-type]
             run.push(append(run, b"attempt %d\n" % number), growing=True).result(30)
         zombie.push(append(zombie, b"more\n"), growing=True).result(30)
-        zombie._logs.seal(zombie._store, timeout=lambda: 30.0, clean=True)  # it looked before
+        zombie._writing.logs.seal(zombie._store, timeout=lambda: 30.0, clean=True)  # it looked before
         assert store.get(f"exp7/{PATH}").startswith(b"of the zombie\n")
         other = reader(remote, tmp_path)
         assert [a.path for a in other.artifacts()] == [PATH]

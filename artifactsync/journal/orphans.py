@@ -55,10 +55,9 @@ def find_leftovers(store: Store, layout: RunLayout, catalogue: Catalogue, *, min
     objects = {info.key: info for info in store.list(layout.root)}
     house = (layout.probes, layout.pins)
     orphaned = {key for key, info in objects.items() if key.startswith(house) and _is_old(info, unheeded)}
-    for intent in (key for key in objects if key.startswith(layout.intents)):
-        attempt = _attempt_of(layout, intent)
-        if attempt is None or (attempt >= catalogue.attempt and not catalogue.finished):
-            continue  # its attempt may still commit it
+    # What ranks told rank 0 of an attempt that is over is read by nobody.
+    orphaned |= {key for key in objects if _is_of_the_past(key, layout.parts, catalogue)}
+    for intent in (key for key in objects if _is_of_the_past(key, layout.intents, catalogue)):
         announced = _announced(store, layout, intent)
         orphaned |= {key for key in announced if key not in catalogue.keys and key in objects}
         # The intent goes on hiding its keys from those who list artifacts until they are gone.
@@ -92,9 +91,12 @@ def _is_old(info: ObjectInfo, oldest: datetime) -> bool:
     return info.modified_at is not None and info.modified_at <= oldest
 
 
-def _attempt_of(layout: RunLayout, intent: str) -> int | None:
-    number = intent[len(layout.intents) :].partition("-")[0]
-    return int(number) if number.isascii() and number.isdigit() else None
+def _is_of_the_past(key: str, folder: str, catalogue: Catalogue) -> bool:
+    """Whether ``key`` lies in ``folder`` below the number of an attempt that can commit nothing more."""
+    number = key[len(folder) :].partition("-")[0] if key.startswith(folder) else ""
+    if not (number.isascii() and number.isdigit()):
+        return False
+    return int(number) < catalogue.attempt or bool(catalogue.finished)
 
 
 def _announced(store: Store, layout: RunLayout, intent: str) -> set[str]:

@@ -107,3 +107,13 @@ def test_a_store_without_times_has_no_old_objects(store: Dated) -> None:
     store.now += timedelta(hours=25)
     store.dates = dict.fromkeys(store.objects)  # type: ignore[arg-type]
     assert found(store) == set()
+
+
+def test_what_ranks_told_a_dead_attempt_goes_and_what_they_tell_the_living_one_stays(store: Dated) -> None:
+    dead, living = LAYOUT.parts + "000001-000003-ep0-ba3/rank1.json", LAYOUT.parts + "000002-000001-ep0-ba4/rank1.json"
+    for key in (dead, living, LAYOUT.parts + "strange"):
+        store.put(key, b"{}")
+    store.now += timedelta(seconds=MIN_AGE_S)
+    catalogue = JournalLog(store, "demo").read_catalogue()  # type: ignore[arg-type]
+    found = find_leftovers(store, LAYOUT, catalogue, min_age_s=MIN_AGE_S)  # type: ignore[arg-type]
+    assert [info.key for info in found.objects if info.key.startswith(LAYOUT.parts)] == [dead]

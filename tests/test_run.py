@@ -329,8 +329,9 @@ def test_waiting_has_an_end_and_says_what_is_missing(tmp_path: Path) -> None:
     run = Run("exp7", remote=faulty, local_root=tmp_path / "runs")
     faulty._plan.faults = [Fault(kind="unreachable")]
     run.save_files([write(run, "a.pt", b"x")], step=1)
-    with pytest.raises(WaitTimeoutError, match="1 checkpoint"):
-        run.wait(0.2)
+    with pytest.raises(WaitTimeoutError, match=r"1 checkpoint.*last error: .*unreachable"):
+        run.wait(0.5)
+    assert "unreachable" in (run.status().last_error or "")  # although no file was sent by now
     with pytest.raises(WaitTimeoutError):
         run.close(0.2)
 

@@ -205,7 +205,7 @@ class Writing:
             pending_bytes=uploads.pending_bytes,
             bytes_per_s=uploads.bytes_per_s,
             eta_s=uploads.eta_s,
-            last_error=uploads.last_error or (str(failures[0]) if failures else None),
+            last_error=uploads.last_error or self._patient.trouble or (str(failures[0]) if failures else None),
         )
 
     def check_key(self, key: str) -> None:
@@ -228,7 +228,7 @@ class Writing:
             with contextlib.suppress(Exception):  # told below, once, with all the others
                 pending.result(seconds_left(give_up_at))
         if still := self.publisher.pending():
-            status = self._queue().status()
+            status = self.status()
             raise WaitTimeoutError(
                 f"{len(still)} checkpoint(s) of run {self._log.layout.run_name!r} are not durable "
                 f"({status.pending_files} files, {status.pending_bytes} bytes to go)"

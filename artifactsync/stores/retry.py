@@ -15,7 +15,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from artifactsync.errors import ArtifactSyncError, ConfigurationError, RemoteUnreachableError, TransientStoreError
+from artifactsync.errors import (
+    ArtifactSyncError,
+    ConfigurationError,
+    RemoteUnreachableError,
+    TransientStoreError,
+    UnknownOutcomeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -76,6 +82,12 @@ class RetryStore:
         self._sleep = sleep or self._closed.wait  # close() ends every pause
         self._clock = clock
         self._was_answered = False
+        self._trouble: dict[str, str] = {}  # shared with the views of ``pausing``
+
+    @property
+    def trouble(self) -> str | None:
+        """What the newest request failed of that is sent again; None if it succeeded."""
+        return self._trouble.get("newest") or getattr(self.store, "trouble", None)
 
     @property
     def url(self) -> str:
@@ -94,8 +106,13 @@ class RetryStore:
         """See ``Store.put_if_absent``: passed on once, never sent again."""
         if self._closed.is_set():  # or create_once, which tries it again and again, would go on for hours
             raise ConfigurationError(f"{self.url} is closed", url=f"{self.url}/{key}")
-        info = self.store.put_if_absent(key, body)
+        try:
+            info = self.store.put_if_absent(key, body)
+        except (TransientStoreError, UnknownOutcomeError) as error:
+            self._trouble["newest"] = str(error)
+            raise
         self._was_answered = True
+        self._trouble.clear()
         return info
 
     def head(self, key: str) -> ObjectInfo:
@@ -147,7 +164,7 @@ class RetryStore:
     def pausing(self, pause: Callable[[float], object]) -> RetryStore:
         """The same store with the same patience, which pauses in another way; ``give_up`` of this one ends both."""
         view = RetryStore(self.store, self.policy, sleep=pause, clock=self._clock)
-        view._closed = self._closed
+        view._closed, view._trouble = self._closed, self._trouble
         return view
 
     def give_up(self) -> None:
@@ -167,6 +184,7 @@ class RetryStore:
             try:
                 result = request()
             except TransientStoreError as error:
+                self._trouble["newest"] = str(error)
                 if not isinstance(error, RemoteUnreachableError):
                     self._was_answered = True
                 pause_s = self.policy.pause_s(attempt, error)
@@ -182,4 +200,5 @@ class RetryStore:
                 raise
             else:
                 self._was_answered = True
+                self._trouble.clear()
                 return result

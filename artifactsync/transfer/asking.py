@@ -82,6 +82,7 @@ class Asker:
         def ask() -> bytes:
             data = self._store.get(wanted.key, start=start, end=end + beyond)
             if len(data) < end - start:
+                self.head(wanted)  # an object that is too short stays so: to ask again would only take time
                 raise _ShortRangeError(
                     f"{self.url_of(wanted)} gave {len(data)} bytes of the range {start}-{end}", url=self.url_of(wanted)
                 )

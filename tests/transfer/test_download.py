@@ -137,6 +137,14 @@ def test_an_object_of_another_length_is_damaged(remote, here, data, error, part_
     assert _left(here) == []
 
 
+def test_an_object_that_is_too_short_is_not_asked_for_again_and_again(store, here):
+    store.put("run/model.pt", DATA[:-1])
+    faulty = FaultyStore(store)
+    with pytest.raises(MissingBytesError):
+        _download(faulty, here, part_bytes=1 << 20, size_bytes=len(DATA), sha256=SHA256)
+    assert faulty.calls["get"] == 1
+
+
 def test_a_missing_object_is_not_found_or_missing(store, here):
     with pytest.raises(ObjectNotFoundError):
         _download(store, here)

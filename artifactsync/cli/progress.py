@@ -13,7 +13,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from artifactsync.cli.terminal import is_rich
+from artifactsync.cli.terminal import columns, is_rich
 from artifactsync.cli.units import counted, human_bytes, human_duration, human_rate
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ SHOW_AFTER_S = 0.4
 """Seconds of silence before the bar appears."""
 
 _REFRESH_PER_S = 5.0
+_BAR_AND_GAPS = 3  # columns; on a narrow terminal the figures are worth more than the bar
 
 
 class Bar:
@@ -86,7 +87,8 @@ def byte_bar(verb: str, *, is_wanted: bool) -> Iterator[Bar]:
             return
         with progress:
             while not is_over.wait(1 / _REFRESH_PER_S):
-                progress.update(task, figures=_figures(progress.tasks[0]))
+                now = progress.tasks[0]
+                progress.update(task, figures=_figures(now, columns() - len(now.description) - _BAR_AND_GAPS))
 
     shower = threading.Thread(target=show, name="artifactsync-bar", daemon=True)
     shower.start()
@@ -97,13 +99,13 @@ def byte_bar(verb: str, *, is_wanted: bool) -> Iterator[Bar]:
         shower.join()
 
 
-def _figures(task: Task) -> str:
-    """``1.2 GiB of 3.4 GiB, 56.0 MiB/s, 32 s left``."""
+def _figures(task: Task, room: int) -> str:
+    """``1.2 GiB of 3.4 GiB, 56.0 MiB/s, 32 s left``, or as much of it as ``room`` columns can have."""
     if task.total is None:
         return ""
-    parts = [f"{human_bytes(task.completed)} of {human_bytes(task.total)}"]
-    if task.speed:
-        parts.append(human_rate(task.speed))
-    if task.time_remaining:
-        parts.append(f"{human_duration(task.time_remaining)} left")
-    return ", ".join(parts)
+    done = f"{human_bytes(task.completed)} of {human_bytes(task.total)}"
+    percent = f"{int(task.percentage)} %"
+    rate = [human_rate(task.speed)] if task.speed else []
+    left = [f"{human_duration(task.time_remaining)} left"] if task.time_remaining else []
+    forms = [[done, *rate, *left], [percent, *rate, *left], [percent, *left], [percent]]
+    return next((text for text in map(", ".join, forms) if len(text) <= room), "")

@@ -33,21 +33,26 @@ _UNCONFIRMED = "nothing was removed: --yes is missing"
 Examples:
   artifactsync rm my-run          shows what would go; on a terminal, asks
   artifactsync rm my-run --yes    removes it
+  artifactsync rm my-run --dry-run --json | jq .freed_bytes
 
 Typed again, it finishes a removal that was interrupted. Exit code 5 while the run has a live writer.
 """,
 )
 @click.argument("run")
 @click.option("--yes", "-y", is_flag=True, help="Do it, and do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show what would go, and remove nothing.")
 @global_options
 @click.pass_context
 @pass_session
-def command(session: Session, context: click.Context, run: str, *, yes: bool) -> None:
+def command(session: Session, context: click.Context, run: str, *, yes: bool, dry_run: bool) -> None:
     """Remove RUN from the remote: checkpoints, files, journal.
 
     Local files stay. A run that has a live writer is not removed.
     """
     with session.open_run(run) as opened:
+        if dry_run:
+            _show_plan(session, opened)
+            return
         if not yes and not _is_confirmed(session, opened.remove(dry_run=True), opened.remote):
             context.exit(USAGE_EXIT_CODE)
         report = _remove(session, opened)
@@ -55,6 +60,14 @@ def command(session: Session, context: click.Context, run: str, *, yes: bool) ->
         session.screen.json(report.to_json())
     elif not session.screen.is_quiet:
         session.screen.text(printable(f"removed: {_what(report)}"), "good")
+
+
+def _show_plan(session: Session, run: Run) -> None:
+    planned = run.remove(dry_run=True)
+    if session.is_json:
+        session.screen.json(planned.to_json())
+    else:
+        session.screen.text(printable(f"{_would(planned, run.remote)}; nothing was removed"))
 
 
 def _remove(session: Session, run: Run) -> RemovalReport:
@@ -72,11 +85,15 @@ def _is_confirmed(session: Session, planned: RemovalReport, remote: str) -> bool
         error = {"kind": "usage", "message": _UNCONFIRMED, "hint": "add --yes to remove it", "url": remote}
         session.screen.json({**planned.to_json(), "error": error})
         return False
-    session.screen.text(printable(f"would remove {planned.run_name} at {remote}: {_what(planned)}"))
+    session.screen.text(printable(_would(planned, remote)))
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         session.screen.warn(f"{_UNCONFIRMED}; add it to remove the run")
         return False
     return click.confirm("Remove it for good?", err=True)
+
+
+def _would(planned: RemovalReport, remote: str) -> str:
+    return f"would remove {planned.run_name} at {remote}: {_what(planned)}"
 
 
 def _what(report: RemovalReport) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifactsync.cli.failures import OutputClosedError
 from artifactsync.cli.tables import plain_table, rich_table
-from artifactsync.cli.terminal import columns, is_rich, printable
+from artifactsync.cli.terminal import columns, display_width, is_rich, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from artifactsync.cli.failures import Failure
     from artifactsync.cli.tables import Column
 
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _COLOURS = {"error": "31", "hint": "2", "warning": "33", "good": "32", "title": "1"}  # ANSI codes
 
 
@@ -37,19 +40,48 @@ class Screen:
 
     def text(self, text: str, style: str = "") -> None:
         """Write lines of a result to stdout. The caller has made them printable."""
-        _write(sys.stdout, _styled(text, style, sys.stdout) + "\n")
+        _write(sys.stdout, self.styled(text, style) + "\n")
+
+    def styled(self, text: str, style: str) -> str:
+        """The text as :meth:`text` writes it."""
+        return _styled(text, style, sys.stdout)
 
     def table(self, columns_: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
         """Write a table to stdout."""
+        self.text(self.table_text(columns_, rows))
+
+    def table_text(self, columns_: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+        """The table as :meth:`table` writes it."""
         if not is_rich(sys.stdout):
-            self.text(plain_table(columns_, rows))
-            return
+            return plain_table(columns_, rows)
         from rich.console import Console
 
         console = Console(highlight=False, markup=False, emoji=False, width=columns())
         with console.capture() as captured:
-            console.print(rich_table(columns_, rows))
-        _write(sys.stdout, "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n")
+            console.print(rich_table(columns_, rows, columns()))
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+    def frame(self, lines: Sequence[str], last: Sequence[str]) -> None:
+        """Put the lines in the place of those before on a terminal; anywhere else write them below, after a blank.
+
+        What does not fit is left out before the ``last`` ones: a screen that scrolls cannot be drawn over.
+        """
+        if not is_rich(sys.stdout):
+            self.text("\n".join([*lines, "", *last, ""]))
+            return
+        size = shutil.get_terminal_size()
+
+        def height(line: str) -> int:
+            return max(1, -(-display_width(_ESCAPE.sub("", line)) // size.columns))
+
+        room, shown = size.lines - 2 - sum(map(height, last)), list[str]()  # a blank, and the cursor's line
+        for line in lines:
+            room -= height(line)
+            if room < 0:
+                break
+            shown.append(line)
+        # From the corner, each line and then the rest wiped: no flicker, and nothing to set back at the end.
+        _write(sys.stdout, "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in [*shown, "", *last]) + "\x1b[J")
 
     def json(self, document: Any) -> None:
         """Write the JSON document to stdout."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.cli.terminal import display_width, has_box_characters, is_rich, printable
+from artifactsync.cli.terminal import columns, display_width, has_box_characters, is_rich, printable
 from artifactsync.cli.units import human_bytes
 
 if TYPE_CHECKING:
@@ -18,31 +18,46 @@ if TYPE_CHECKING:
 
 _Folder = dict[str, Any]  # a name's folder, or an int: the size of a file in bytes
 
-
+_GAP = "  "
+_SIZE_WIDTH = 10  # columns: `1023.9 KiB`
 _TERMINAL_LINES = 40  # more would push the verdict's beginning out of sight; a pipe gets all
 
 
 def show_tree(screen: Screen, title: str, sizes: Mapping[str, int], stream: TextIO) -> None:
     """Write the tree to the screen: whole into a pipe, its first lines on a terminal."""
-    max_lines = _TERMINAL_LINES if is_rich(stream) else None
-    screen.text(draw_tree(title, sizes, max_lines=max_lines, is_ascii=not has_box_characters(stream)))
+    is_ascii = not has_box_characters(stream)
+    if is_rich(stream):
+        screen.text(draw_tree(title, sizes, max_lines=_TERMINAL_LINES, max_width=columns(), is_ascii=is_ascii))
+    else:
+        screen.text(draw_tree(title, sizes, is_ascii=is_ascii))
 
 
-def draw_tree(title: str, sizes: Mapping[str, int], *, max_lines: int | None = None, is_ascii: bool = False) -> str:
+def draw_tree(
+    title: str,
+    sizes: Mapping[str, int],
+    *,
+    max_lines: int | None = None,
+    max_width: int | None = None,
+    is_ascii: bool = False,
+) -> str:
     """The tree of ``sizes`` (path with ``/`` → bytes) below ``title``.
 
     Args:
         title: The first line.
         sizes: The files.
         max_lines: Longer trees end with how many files are not shown; None for no limit.
+        max_width: Columns in which the sizes stand below each other. A longer name has its size behind it, so that it
+            does not drive all others off a narrow terminal; None for no limit.
         is_ascii: Draw with ASCII alone.
     """
     lines: list[tuple[str, int | None]] = [(printable(title), None)]
     _walk(_nested(sizes), "", is_ascii, lines)
     shown = lines if max_lines is None or len(lines) <= max_lines else lines[: max_lines - 1]
-    width = max(display_width(text) for text, _ in shown)
+    widths = [display_width(text) for text, _ in shown]
+    room = max_width - _SIZE_WIDTH - len(_GAP) if max_width else max(widths)
+    width = max((each for each in widths if each <= room), default=0)
     text = [
-        name if size is None else f"{name}{' ' * (width - display_width(name))}  {human_bytes(size):>10}"
+        name if size is None else f"{name}{' ' * (width - display_width(name))}{_GAP}{human_bytes(size):>{_SIZE_WIDTH}}"
         for name, size in shown
     ]
     if len(shown) < len(lines):

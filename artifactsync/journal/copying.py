@@ -71,10 +71,12 @@ class CopyReport:
     """How many were there already with the right bytes."""
     seconds: float
     """How long it took."""
+    dry_run: bool = False
+    """Whether nothing was written: then the figures are those of the copy that would be made."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form of ``artifactsync cp --json``."""
-        return {**self.__dict__, "seconds": round(self.seconds, 3), "verified": True}
+        return {**self.__dict__, "seconds": round(self.seconds, 3), "verified": not self.dry_run}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,7 @@ def copy_run(
     target: Store,
     run_name: str,
     *,
+    dry_run: bool = False,
     on_plan: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> CopyReport:
@@ -130,6 +133,8 @@ def copy_run(
         source: Remote of the run.
         target: Remote to copy to.
         run_name: The run.
+        dry_run: Read both sides, refuse what would be refused, and write nothing. Files that are there already are
+            then told by their sizes, not by their bytes.
         on_plan: Told the number of files and bytes.
         on_progress: Told of bytes as they move, negative where some have to be sent again; from any thread.
 
@@ -146,7 +151,7 @@ def copy_run(
     for rounds_left in reversed(range(_ROUNDS)):
         copy = _Copy(source, target, run_name, on_progress or (lambda _: None))
         try:
-            skipped = copy.run(on_plan)
+            skipped = copy.run(on_plan) if not dry_run else copy.count_there()
         except _OvertakenError as error:
             if not rounds_left:
                 raise DamagedError(
@@ -165,6 +170,7 @@ def copy_run(
             bytes=sum(item.size_bytes for item in copy.plan.items),
             skipped_files=skipped,
             seconds=time.monotonic() - began,
+            dry_run=dry_run,
         )
     raise AssertionError  # the last round returns or raises
 
@@ -191,6 +197,15 @@ class _Copy:
         self._copy_records(there)
         self._target.delete([self._marker])
         return skipped
+
+    def count_there(self) -> int:
+        """How many files are there already, by their sizes.
+
+        Raises:
+            DestinationError: the target has something that is not a part of this run.
+        """
+        there = self._look_at_target()
+        return sum(there.sizes.get(item.key) == item.size_bytes for item in self.plan.items)
 
     # -- what is there ------------------------------------------------------------------------------------------
 

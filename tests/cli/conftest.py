@@ -7,14 +7,17 @@ import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
 import termios
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyte
 import pytest
 
 from artifactsync.run import Run
@@ -125,6 +128,69 @@ class Command:
 def without_escapes(text: str) -> str:
     """What is left to read of terminal output."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+class Terminal:
+    """A terminal in which one command runs, as somebody sees it at each moment."""
+
+    def __init__(self, command: Command, *, columns: int, lines: int) -> None:
+        self._command = command
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+        self._ours, self._theirs = pty.openpty()
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.process: subprocess.Popen[bytes]
+
+    def close(self) -> None:
+        """End the command and the terminal."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(TIMEOUT_S)
+        os.close(self._ours)
+        os.close(self._theirs)
+
+    def start(self, *arguments: str) -> None:
+        """Start ``artifactsync`` there."""
+        self.process = subprocess.Popen(
+            [self._command.program, *arguments],
+            cwd=self._command.cwd,
+            env=self._command.environ,
+            stdin=self._theirs,
+            stdout=self._theirs,
+            stderr=self._theirs,
+            start_new_session=True,
+        )
+
+    def wait_for(self, text: str) -> list[str]:
+        """Read until a whole frame with ``text`` is on the screen; return its lines."""
+        give_up_at, written = time.monotonic() + TIMEOUT_S, b""
+        while True:
+            lines = [line.rstrip() for line in self._screen.display]
+            if written.endswith(b"\x1b[J") and text in "\n".join(lines):
+                return lines[: max(index for index, line in enumerate(lines) if line) + 1]
+            ready, _, _ = select.select([self._ours], [], [], max(0.0, give_up_at - time.monotonic()))
+            assert ready, lines
+            written = os.read(self._ours, 65536)
+            self._stream.feed(written)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command."""
+        self.process.send_signal(number)
+
+    def ended(self) -> int:
+        """Wait for its end; return the exit code."""
+        return self.process.wait(TIMEOUT_S)
+
+
+def shown(text: str, columns: int) -> list[str]:
+    """The lines that somebody sees of terminal output, without blanks at their ends and empty ones at the end."""
+    screen = pyte.HistoryScreen(columns, 50, history=10_000, ratio=0.5)
+    pyte.Stream(screen).feed(text.replace("\n", "\r\n"))
+    above = ["".join(line[index].data for index in range(columns)) for line in screen.history.top]
+    lines = [line.rstrip() for line in [*above, *screen.display]]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,26 @@ def test_a_run_is_copied_and_copied_again(artifactsync: Command, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("digits")
+def test_a_dry_run_writes_nothing_and_refuses_what_a_copy_would(
+    artifactsync: Command, local: Remote, tmp_path: Path
+) -> None:
+    there = tmp_path / "archive"
+    done = artifactsync("cp", "digits", str(there), "--dry-run")
+    assert done.out.startswith("would copy: 3 checkpoints, 6 files, 2.9 MiB to file://")
+    assert done.out.endswith("/archive/digits; nothing was written\n")
+    assert not list(there.rglob("*"))
+    assert not artifactsync("cp", "digits", str(there), "--dry-run", "--json").json["verified"]
+    artifactsync("cp", "digits", str(there))
+    before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
+    document = artifactsync("cp", "digits", str(there), "--dry-run", "--json").json
+    assert (document["files"], document["skipped_files"], document["dry_run"]) == (6, 6, True)
+    assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
+    make_run(Remote(str(tmp_path / "other"), {}, {}), "digits", local_root=tmp_path / "elsewhere", steps=(1,))
+    artifactsync("cp", "digits", str(tmp_path / "other"), "--dry-run", code=2)
+    artifactsync("cp", "digits", local.url, "--dry-run", code=2)
+
+
+@pytest.mark.usefixtures("digits")
 def test_what_is_refused(artifactsync: Command, local: Remote, tmp_path: Path) -> None:
     assert artifactsync("cp", "digits", local.url, code=2).err.startswith("error: both remotes are the same")
     assert "there is no run" in artifactsync("cp", "digit", str(tmp_path / "x"), code=3).err

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.conftest import Command, Remote, make_run, without_escapes
+from tests.cli.conftest import Command, Remote, make_run, shown, without_escapes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,21 @@ def test_tables_fit_80_columns(artifactsync: Command, arguments: list[str]) -> N
     assert "\x1b[1m" in text
     assert "──" in text
     assert max(len(line) for line in without_escapes(text).splitlines()) <= 80
+
+
+@pytest.mark.usefixtures("digits")
+@pytest.mark.parametrize("columns", [80, 40])
+def test_names_and_figures_are_seen_whole(artifactsync: Command, local: Remote, tmp_path: Path, columns: int) -> None:
+    name = "1657932618-infrared-ferret"
+    make_run(local, name, local_root=tmp_path / "trainer2", steps=(10,))
+    lines = shown(artifactsync.on_terminal("ls", columns=columns), columns)
+    assert [line for line in lines if line.startswith(name)], lines
+    assert "\n".join(lines).count("completed") == 2
+    text = "\n".join(shown(artifactsync.on_terminal("ls", "digits", columns=columns), columns))
+    for part in ("ep1-ba10", "ep3-ba30", "976.6 KiB", "val_loss=0.03333", "logs-rank0.txt", "plots/loss.png"):
+        assert part in text
+    lines = shown(artifactsync.on_terminal("pull", "digits", "--dry-run", columns=columns), columns)
+    assert "│   └── ep3-ba30-rank0.pt   976.6 KiB" in lines
 
 
 def test_a_long_name_is_folded_and_never_cut(artifactsync: Command, local: Remote, tmp_path: Path) -> None:

@@ -32,6 +32,19 @@ def test_without_yes_it_shows_what_would_go_and_does_nothing(artifactsync: Comma
 
 
 @pytest.mark.usefixtures("digits")
+def test_a_dry_run_is_no_failure_and_stronger_than_yes(artifactsync: Command, local: Remote) -> None:
+    before = objects(local)
+    done = artifactsync("rm", "digits", "--dry-run", "--yes")
+    assert done.out.startswith(f"would remove digits at {Path(local.url).as_uri()}: 3 checkpoints, ")
+    assert done.out.endswith("; nothing was removed\n")
+    document = artifactsync("rm", "digits", "--dry-run", "--json").json
+    assert (document["removed"], document["deleted_keys"]) == (False, len(before))
+    assert "error" not in document
+    assert objects(local) == before
+    artifactsync("rm", "digit", "--dry-run", code=3)
+
+
+@pytest.mark.usefixtures("digits")
 def test_with_yes_everything_of_it_goes(artifactsync: Command, local: Remote, tmp_path: Path) -> None:
     make_run(local, "other", local_root=tmp_path / "trainer", steps=(1,))
     document = artifactsync("rm", "digits", "--yes", "--json").json

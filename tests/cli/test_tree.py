@@ -34,3 +34,11 @@ def test_a_file_and_a_folder_of_one_name_are_both_shown() -> None:
 
 def test_hostile_names_do_not_reach_the_terminal() -> None:
     assert "\x1b" not in draw_tree("\x1bx", {"\x1b[2J/\x1b]0;t\x07": 1})
+
+
+def test_a_long_name_does_not_drive_the_sizes_of_others_off_the_screen() -> None:
+    long = "n" * 60
+    lines = draw_tree("run/", {long: 5, **SIZES}, max_width=40).splitlines()
+    assert [line for line in lines if long in line] == [f"└── {long}         5 B"]
+    others = [line for line in lines[1:] if long not in line]
+    assert max(map(len, others)) == len("│   └── ep1-ba2-rank0.pt     3.0 MiB") <= 40

@@ -10,7 +10,7 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS := 1
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint bench crash clean
+.PHONY: demo test lint docs bench crash package-check sbom clean
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,12 @@ $(VENV)/.bench: pyproject.toml | $(BIN)/uv
 	$(UV) -e ".[bench]"
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
+# An environment of its own: what releases need is no part of what tests see.
+build/release/.done: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) build/release
+	$(BIN)/uv pip install --quiet --python build/release -e ".[release,cloud]"
+	@touch $@
+
 demo: $(VENV)/.demo  ## train, kill -9, resume by name elsewhere, pull, verify. REMOTE=local|s3|gcs
 	$(BIN)/python examples/demo.py --remote $(REMOTE)
 
@@ -41,11 +47,21 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: $(VENV)/.test  ## the documentation as a site, into build/site; warnings are errors (a test builds it too)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
+
 bench: $(VENV)/.bench  ## figures into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 crash: $(VENV)/.test  ## the long fault runs, with their figures
 	$(BIN)/python -m pytest -m crash -s --timeout 0
+
+package-check: build/release/.done  ## wheel and sdist, and each extra of it in a fresh environment. PYTHONS="3.10 3.13"
+	build/release/bin/python .ci/package_check.py --python $(PYTHONS)
+
+sbom: build/release/.done  ## what `pip install artifactsync[all]` brings, as CycloneDX, into dist/
+	build/release/bin/python .ci/sbom.py
 
 clean:
 	@[ ! -d .cloud ] || $(BIN)/python localstack/cloud.py down

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -230,35 +229,3 @@ def test_tests_that_documents_name_are_there(document):
 def test_the_change_log_knows_the_version():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## \[?{re.escape(artifactsync.__version__)}\b", text, re.MULTILINE)
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of the README in that language."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
-def shape(text: str) -> list[str]:
-    """Output without what differs from run to run and machine to machine: times, sizes, how wide columns are."""
-    text = re.sub(r"\b\d+(\.\d+)? ([KMG]i)?B\b", "SIZE", text)
-    text = re.sub(r"in \d+(\.\d+)? m?s", "in T", text)
-    text = re.sub(r"\b(just now|\d+ ?\w+ ago)", "AGE", text)
-    return [re.sub(r"\s+", " ", line).strip() for line in text.splitlines() if line.strip()]
-
-
-def test_the_readmes_first_example_and_its_session(tmp_path):
-    """The first Python block runs as it stands, and the first session shows what the commands then print."""
-    (tmp_path / "example.py").write_text(blocks("python")[0], encoding="utf-8")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
-
-    def run(*command: str) -> str:
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True, timeout=100
-        )
-        return done.stdout + done.stderr
-
-    run(sys.executable, "example.py")
-    session = re.split(r"^\$ artifactsync (.+)$", blocks("console")[0], flags=re.MULTILINE)[1:]
-    assert session
-    for command, expected in zip(session[::2], session[1::2], strict=True):
-        assert shape(run(sys.executable, "-m", "artifactsync", *command.split())) == shape(expected), command

@@ -291,7 +291,8 @@ class Run(SavingRun):
             state: What the finish record says if ``finish`` was not called before.
 
         Raises:
-            As ``wait``. Everything is released nevertheless.
+            WaitTimeoutError: as ``wait``; everything is released nevertheless.
+            ArtifactSyncError: what failed for good since the last ``wait``; likewise.
         """
         with self._lock:
             if self._is_closed:

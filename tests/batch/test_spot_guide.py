@@ -31,7 +31,7 @@ def _shell(script, folder):
 @pytest.mark.timeout(600)  # it imports torch three times, one after the other
 def test_every_block_works_as_typed(tmp_path):
     text = (ROOT / "docs" / "spot.md").read_text(encoding="utf-8")
-    ((name, program),) = re.findall(r"^```python (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    ((name, program),) = re.findall(r'^```python title="(\S+)"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert len(blocks) + 2 == len(re.findall(r"^```\w", text, re.MULTILINE))  # and one line of pip
     (tmp_path / name).write_text(program)

@@ -1,22 +1,18 @@
-"""docs/integrations.md and docs/from-composer.md: every block, as it stands there."""
+"""The pages of the frameworks: every block, as it stands there, and what it leaves in the bucket."""
 
 from __future__ import annotations
 
 import ast
-import re
-import shlex
 
 from artifactsync import Run
-from artifactsync.cli import application
 from artifactsync.integrations.distributed import DistributedCheckpoints
-from tests.integrations.conftest import ROOT
+from tests.docs.blocks import ROOT, blocks
 
 BEFORE = """
 import warnings, torch
 warnings.simplefilter("ignore")
 from tests.integrations.programs import *
 from tests.integrations.programs import _data, _net, _Model
-REMOTE = {remote!r}
 torch.manual_seed(5)
 loader = DataLoader(_data(), batch_size=8)
 module = Digits()
@@ -35,20 +31,26 @@ STEPS = {"lightning": [4, 8], "transformers": [4, 8], "accelerate": list(range(1
          "loop": list(range(1, 9))}  # fmt: skip
 
 
-def _blocks(page, language="python"):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    return dict(re.findall(rf"^```{language} ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+PAGES = {
+    "lightning": "lightning.md",
+    "transformers": "huggingface.md",
+    "accelerate": "huggingface.md",
+    "distributed": "dcp.md",
+    "loop": "loop.md",
+    "files": "files.md",
+}
 
 
-def test_every_block_of_the_page(warm, tmp_path):
-    blocks = _blocks("integrations.md")
-    files = blocks.pop("files")
-    assert blocks.keys() == STEPS.keys()
-    for kind, block in blocks.items():
+def test_every_block_of_the_pages(warm, tmp_path):
+    found = [b.text for page in dict.fromkeys(PAGES.values()) for b in blocks(f"docs/frameworks/{page}")]
+    by_kind = dict(zip(PAGES, found, strict=True))
+    files = by_kind.pop("files")
+    for kind, block in by_kind.items():
+        assert 'remote="s3://bucket/runs"' in block
         folder = tmp_path / kind
         folder.mkdir()
         remote = str(folder / "bucket")
-        warm(BEFORE.format(remote=remote) + PREPARING.get(kind, "") + block, cwd=folder)
+        warm(BEFORE + PREPARING.get(kind, "") + block.replace("s3://bucket/runs", remote), cwd=folder)
         assert [c.step for c in Run("digits", remote=remote, read_only=True).checkpoints()] == STEPS[kind], kind
     table = tmp_path / "loss.csv"
     table.write_text("step,loss\n1,0.5\n")
@@ -76,10 +78,9 @@ def test_shards_are_found_again(tmp_path):
 def test_the_guide_from_composer_names_what_there_is():
     source = ast.parse((ROOT / "artifactsync/integrations/composer.py").read_text(encoding="utf-8"))
     classes = {node.name for node in source.body if isinstance(node, ast.ClassDef)}
-    for block in _blocks("from-composer.md").values():
-        imported = {a.name for node in ast.parse(block).body if isinstance(node, ast.ImportFrom) for a in node.names}
+    written = [ast.parse(block.text) for block in blocks("docs/from-composer.md") if block.language == "python"]
+    assert len(written) == 2
+    for tree in written:
+        imported = {a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
         assert imported
         assert imported <= classes
-    commands = [shlex.split(line)[4] for line in _blocks("from-composer.md", "console")[""].splitlines()]
-    assert commands == ["adopt", "adopt", "verify", "pull"]
-    assert set(commands) <= application.cli.commands.keys()

@@ -9,8 +9,8 @@ from tests.loggers.test_resume import ROOT, _start
 
 def test_every_example(tmp_path):
     text = (ROOT / "docs" / "loggers.md").read_text(encoding="utf-8")
-    (loop,) = re.findall(r"^```python loop\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (loop,) = (block for block in blocks if "with Run(" in block)
     shown = [line for block in blocks for line in block.splitlines() if re.match(r"\w+Logger\(", line)]
     assert len(shown) == 6
     program = loop.replace("[FileLogger()]", "[" + ", ".join(shown) + "]")

@@ -20,7 +20,7 @@ from artifactsync.cli.units import counted, human_bytes, human_duration
 from artifactsync.errors import AccessError, ObjectNotFoundError, UploadError, WaitTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from artifactsync.cli.progress import Bar
     from artifactsync.cli.session import Session
@@ -40,14 +40,16 @@ Examples:
   artifactsync push my-run notes.md              becomes my-run/notes.md
   artifactsync push my-run plots/                becomes my-run/plots/...
   artifactsync push my-run loss.png --as plots/final.png
+  artifactsync push my-run plots/ --dry-run
 """,
 )
 @click.argument("run")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--as", "key", metavar="KEY", help="Its path below the run; only with a single PATH.")
+@click.option("--dry-run", is_flag=True, help="Show what would be pushed, and send nothing.")
 @global_options
 @pass_session
-def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None) -> None:
+def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None, *, dry_run: bool) -> None:
     """Mirror files or folders under RUN.
 
     A file that was pushed before is replaced. The command ends when everything is durable on the remote.
@@ -63,6 +65,9 @@ def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None
     patience = Patience(deadline_s=_GIVE_UP_S)
     with session.open_run(run, patience=patience, max_pending_files=_MAX_FILES) as opened:
         _check_names(opened, paths)
+        if dry_run:
+            _show_plan(session, opened.name, [opened.plan_push(path, key) for path in paths])
+            return
         with byte_bar("pushing", is_wanted=session.has_progress) as bar:
             uploads = [upload for path in paths for upload in opened.push(path, key)]
             bar.restart(len(uploads), sum(upload.size_bytes for upload in uploads))
@@ -94,6 +99,33 @@ def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None
         show_tree(session.screen, f"{root}/", sizes, sys.stdout)
         total = f"{counted(len(done), 'file')}, {human_bytes(sum(sizes.values()))}"
         session.screen.text(printable(f"durable: {total} in {human_duration(seconds)}"), "good")
+
+
+def _show_plan(session: Session, run_name: str, plans: Sequence[Mapping[str, Path]]) -> None:
+    sizes = {key: file.stat().st_size for plan in plans for key, file in plan.items()}
+    total_bytes = sum(sizes.values())
+    if session.is_json:
+        session.screen.json(
+            {
+                "run_name": run_name,
+                "files": len(sizes),
+                "bytes": total_bytes,
+                "would_upload": [
+                    {"path": key.removeprefix(f"{run_name}/"), "key": key, "size": size} for key, size in sizes.items()
+                ],
+                "dry_run": True,
+            }
+        )
+        return
+    if sizes:
+        show_tree(
+            session.screen,
+            f"{run_name}/",
+            {key.removeprefix(f"{run_name}/"): size for key, size in sizes.items()},
+            sys.stdout,
+        )
+    total = f"{counted(len(sizes), 'file')}, {human_bytes(total_bytes)}"
+    session.screen.text(f"would push {total}; nothing was sent")
 
 
 def _check_paths(paths: Sequence[Path]) -> None:

@@ -7,7 +7,9 @@ Invariant: nothing here appends to the journal but a removal; what ``checkpoints
 
 from __future__ import annotations
 
+import functools
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,10 +39,14 @@ from artifactsync.stores.protocol import Store
 from artifactsync.transfer.pull import PullItem, pull_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from artifactsync.journal.catalogue import Checkpoint
     from artifactsync.stores.filesystem import StoreFileSystem
+
+
+def _open_folder(remote: str, storage_options: Mapping[str, Any], run_name: str) -> Store:
+    return PrefixStore(open_store(remote, storage_options), run_name)
 
 
 class RunView:
@@ -66,6 +72,7 @@ class RunView:
             else open_store(remote_of(remote), storage_options, bandwidth_limit_bytes_per_s=bandwidth_limit)
         )
         self._is_store_ours = self._store is not remote
+        self._storage_options = dict(storage_options or {})
         self.remote = self._store.url
         """The root under which the run lies, without secrets."""
         self._log = JournalLog(self._store, self.name)
@@ -78,10 +85,14 @@ class RunView:
 
     @property
     def fs(self) -> StoreFileSystem:
-        """The run's remote folder as an fsspec file system: plain objects, journal included."""
+        """The run's remote folder as an fsspec file system: plain objects, journal included.
+
+        It may be pickled, with the storage options, unless the run was given an opened store.
+        """
         from artifactsync.stores.filesystem import StoreFileSystem  # noqa: PLC0415 - fsspec is slow to import
 
-        return StoreFileSystem(PrefixStore(self._store, self.name))
+        reopen = functools.partial(_open_folder, self.remote, self._storage_options, self.name)
+        return StoreFileSystem(PrefixStore(self._store, self.name), reopen=reopen if self._is_store_ours else None)
 
     def catalogue(self) -> Catalogue:
         """Read the whole journal."""
@@ -301,11 +312,20 @@ class RunView:
             for f in checkpoint.files
             if wanted is None or f.path in wanted
         ]
+        with self.reading(checkpoint) as store:
+            pull_files(store, items, self.local_dir)
+        return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
+
+    @contextmanager
+    def reading(self, checkpoint: Checkpoint) -> Iterator[Store]:
+        """The remote, while no prune takes a file of the checkpoint away.
+
+        No other process that shares the local folder is in such a block, so what one has fetched the next one finds.
+        """
         with folder_lock(self.local_dir / HOUSE_FOLDER), keeping_pin(self._store, self._layout) as keeper:
             if not self._is_safe_unpinned(checkpoint):
                 keeper.pin(checkpoint.seq)
-            pull_files(self._store, items, self.local_dir)
-        return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
+            yield self._store
 
     def fetch_log(self, path: str, local: Path, *, size_bytes: int, sha256: str) -> bool:
         """Bring back a mirrored log whose first ``size_bytes`` have this hash; says whether there is such a one.

@@ -191,7 +191,26 @@ class Run(SavingRun):
             UnsafeKeyError: the name leaves the run's folder.
         """
         source = Path(path)
-        base = (remote_file_name or self._own_path(source)).rstrip("/")
+        keys = self.plan_push(source, remote_file_name)
+        if growing and self._writing and source.is_file():
+            return Pushed([self._writing.logs.push(self._pushed_name(source, remote_file_name), source)])
+        return Pushed(
+            [
+                self._queue.submit(
+                    key, file, overwrite=True, growing=growing, check=functools.partial(self._check_key, key)
+                )
+                for key, file in keys.items()
+            ]
+        )
+
+    def plan_push(self, path: str | os.PathLike[str], remote_file_name: str | None = None) -> Mapping[str, Path]:
+        """The keys below the remote that ``push`` would write, and the local file of each; nothing is sent.
+
+        Raises:
+            ObjectNotFoundError, AlreadyExistsError, UnsafeKeyError: as ``push``.
+        """
+        source = Path(path)
+        base = self._pushed_name(source, remote_file_name)
         if source.is_dir():
             found = sorted(file for file in source.rglob("*") if file.is_file() and not _is_ours(file))
             files = {f"{base}/{file.relative_to(source).as_posix()}": file for file in found}
@@ -204,16 +223,10 @@ class Run(SavingRun):
         for key in keys:
             if (known and key in known.keys) or (self._writing and self._writing.publisher.is_sending(key)):
                 raise not_writable(key, url=self.remote)
-        if growing and self._writing and source.is_file():
-            return Pushed([self._writing.logs.push(base, source)])
-        return Pushed(
-            [
-                self._queue.submit(
-                    key, file, overwrite=True, growing=growing, check=functools.partial(self._check_key, key)
-                )
-                for key, file in keys.items()
-            ]
-        )
+        return keys
+
+    def _pushed_name(self, source: Path, remote_file_name: str | None) -> str:
+        return (remote_file_name or self._own_path(source)).rstrip("/")
 
     def finish(self, state: FinishState = "completed") -> None:
         """Write down how the run ended; no checkpoint can be saved afterwards. ``close`` does it if nobody did.

@@ -25,7 +25,7 @@ from artifactsync.stores.filesystem_files import FileBody, ReadFile, TextWriteFi
 from artifactsync.stores.keys import why_refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from artifactsync.stores.protocol import Body, ObjectInfo, Store
@@ -35,20 +35,33 @@ _PATIENCE_KEYS = 1000  # a page of most services: a folder with more is jumped o
 _LAST_CHARACTER = "\U0010ffff"
 
 
+def _opened_again(kind: type[StoreFileSystem], reopen: Callable[[], Store]) -> StoreFileSystem:
+    return kind(reopen(), reopen=reopen)
+
+
 class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """The keys of ``store`` as paths. Paths may begin with ``/`` or ``artifactsync-store://``; both mean the root.
 
     Args:
         store: Any store; stays open.
+        reopen: Opens it again in another process: a function of a module, or a ``partial`` of one. Without it, the
+            file system cannot be pickled.
     """
 
     protocol: ClassVar[str] = "artifactsync-store"
     root_marker: ClassVar[str] = ""
     cachable: ClassVar[bool] = False  # one per store, not one per arguments
 
-    def __init__(self, store: Store, **kwargs: Any) -> None:
+    def __init__(self, store: Store, *, reopen: Callable[[], Store] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.store = store
+        self._reopen = reopen
+
+    def __reduce__(self) -> Any:
+        """Ray, Dask and data loaders take a file system along to other processes; connections cannot go there."""
+        if self._reopen is None:
+            raise TypeError(f"the file system of {self.store.url} was made from an open store, and cannot be pickled")
+        return _opened_again, (type(self), self._reopen)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

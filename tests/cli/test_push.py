@@ -153,3 +153,30 @@ def test_a_role_that_may_not_write_is_a_matter_of_permission(artifactsync: Comma
     done = artifactsync("push", "run", "notes.md", code=6)
     assert "notes.md" in done.err.splitlines()[0]
     assert "hint: " in done.err
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_dry_run_sends_nothing(artifactsync: Command, local: Remote) -> None:
+    plots = artifactsync.cwd / "curves"
+    plots.mkdir()
+    (plots / "a.png").write_bytes(b"a" * 2048)
+    (plots / "b.png").write_bytes(b"b")
+    before = artifactsync("ls", "digits", "--json").json
+    done = artifactsync("push", "digits", "curves", "--dry-run")
+    assert done.out.splitlines() == [
+        "digits/",
+        "└── curves/",
+        "    ├── a.png     2.0 KiB",
+        "    └── b.png         1 B",
+        "would push 2 files, 2.0 KiB; nothing was sent",
+    ]
+    document = artifactsync("push", "digits", "curves", "--as", "plots", "--dry-run", "--json").json
+    assert [file["key"] for file in document["would_upload"]] == ["digits/plots/a.png", "digits/plots/b.png"]
+    assert (document["files"], document["bytes"], document["dry_run"]) == (2, 2049, True)
+    taken = artifactsync(
+        "push", "digits", "curves/a.png", "--as", "checkpoints/ep1-ba10-rank0.pt", "--dry-run", code=None
+    )
+    really = artifactsync("push", "digits", "curves/a.png", "--as", "checkpoints/ep1-ba10-rank0.pt", code=None)
+    assert (taken.code, taken.err) == (really.code, really.err)
+    assert taken.code != 0
+    assert artifactsync("ls", "digits", "--json").json == before

@@ -23,6 +23,7 @@ from artifactsync.errors import (
     RunNotFoundError,
 )
 from artifactsync.integrations.filesystem import RunFileSystem
+from artifactsync.stores import open_store
 
 
 @pytest.fixture
@@ -188,3 +189,17 @@ def test_the_protocol_is_registered_and_loads_no_torch(remote):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "0.25" in done.stdout
+
+
+def test_the_folder_of_a_run_goes_along_to_other_processes(tmp_path):
+    with Run("digits", remote=tmp_path / "bucket", local_root=tmp_path / "a") as run:
+        with run.fs.open("ray/state.json", "wb") as file:
+            file.write(b"{}")
+        again = pickle.loads(pickle.dumps(run.fs))
+    assert again.cat("ray/state.json") == b"{}"
+    again.pipe("ray/more.json", b"1")
+    with Run("digits", remote=tmp_path / "bucket", read_only=True) as run:
+        assert run.fs.find("ray") == ["ray/more.json", "ray/state.json"]
+    opened = Run("digits", remote=open_store(tmp_path / "bucket"), read_only=True)
+    with opened, pytest.raises(TypeError, match="made from an open store"):
+        pickle.dumps(opened.fs)

@@ -1,16 +1,14 @@
-"""What `artifactsync run` costs the command that it supervises.
+"""What ``artifactsync run`` takes from the command that it supervises.
 
-    python -m benchmarks.supervisor_cost [--rounds 5] [--seconds 8]
-
-A command with one thread does a fixed amount of work, prints a line now and then, and writes a checkpoint of 4 MB 20
-times; alone and supervised in turns (A B A B). What counts is its own time from its first to its last step,
-not how long starting Python takes.
+A command with one thread does a fixed amount of work, alone and supervised, in turns (A B A B). Two of them: one prints
+and writes a checkpoint of 4 MB every few hundred milliseconds, so that something is always on its way; one works beside
+10,000 files that do not change, which are looked at again and again. What counts is the command's own time from its
+first step to its last, not how long Python takes to start.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,86 +17,100 @@ from pathlib import Path
 
 import psutil
 
-RESULTS = Path(__file__).parent / "results" / "supervisor_cost.json"
+from benchmarks.report import save, show
+
 LIMIT = 0.02
+ROUNDS = int(os.environ.get("ROUNDS", "7"))
+SECONDS = 4.0
+CHECKPOINTS = 12
+FILES = 10_000
 
 _COMMAND = """
 import hashlib, os, sys, time, zipfile
-block, began = os.urandom(1 << 20), time.perf_counter()
-for step in range(int(sys.argv[1])):
+steps, checkpoints = int(sys.argv[1]), int(sys.argv[2])
+block, began, began_cpu = os.urandom(1 << 20), time.perf_counter(), time.process_time()
+for step in range(steps):
     for _ in range(8):
         hashlib.sha256(block).digest()
     if step % 10 == 0:
         print("step", step, flush=True)
-    if step % (int(sys.argv[1]) // 20) == 0:
+    if checkpoints and step % (steps // checkpoints) == 0:
         with zipfile.ZipFile(f"step-{step}.pt", "w") as archive:
             archive.writestr("archive/data/0", block * 4)
-print("seconds", time.perf_counter() - began, flush=True)
+print("seconds", time.perf_counter() - began, time.process_time() - began_cpu, flush=True)
 """
 
 
-def seconds_of(steps: int, costs: list[float], *, is_supervised: bool) -> float:
-    """Run the command once; return how long it says it took, and note the share of a core that its parent took."""
+def run_once(steps: int, *, checkpoints: int, files: int, is_supervised: bool) -> tuple[float, float, float]:
+    """Run the command; its wall seconds, its processor seconds, and the share of a core that its parent took."""
     with tempfile.TemporaryDirectory(prefix="supervisor-cost-") as folder:
-        (Path(folder) / "work").mkdir()
-        command = [sys.executable, "-c", _COMMAND, str(steps)]
+        work = Path(folder) / "work"
+        for number in range(files):
+            path = work / "data" / str(number % 100) / f"{number}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+        work.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", _COMMAND, str(steps), str(checkpoints)]
         if is_supervised:
             program = str(Path(sys.executable).parent / "artifactsync")
             command = [program, "--remote", f"{folder}/bucket", "run", "--name", "r", "--", *command]
-        with subprocess.Popen(command, cwd=f"{folder}/work", stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            began_s = cpu_s(process.pid)
-            lines = [line for line in process.stdout if _noted(line, process.pid, costs, began_s)]
-        return float(lines[-1].split()[1])
+            began_s = _cpu_s(process.pid)
+            for line in process.stdout:
+                if line.startswith("seconds"):
+                    taken_s = _cpu_s(process.pid) - began_s
+                    _, wall_s, cpu_s = line.split()
+                    return float(wall_s), float(cpu_s), taken_s / float(wall_s)
+        raise SystemExit(f"the command ended with {process.returncode}")
 
 
-def _noted(line: str, pid: int, costs: list[float], began_s: float) -> bool:
-    """Whether it is the command's last line; at that moment the cost of its parent is noted."""
-    if not line.startswith("seconds"):
-        return False
-    costs.append((cpu_s(pid) - began_s) / float(line.split()[1]))
-    return True
-
-
-def cpu_s(pid: int) -> float:
-    """Processor seconds of a process so far."""
+def _cpu_s(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
     return times.user + times.system
 
 
-def main() -> None:
+def measure() -> None:
     """Measure, print, and keep the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0)
-    options = parser.parse_args()
-    steps = max(40, round(200 * options.seconds / seconds_of(200, [], is_supervised=False)))
-    alone, supervised, costs = [], [], []
-    for _ in range(options.rounds):
-        alone.append(seconds_of(steps, [], is_supervised=False))
-        supervised.append(seconds_of(steps, costs, is_supervised=True))
-    ratios = [after / before - 1 for before, after in zip(alone, supervised, strict=True)]
-    slowdown = statistics.median(ratios)
-    print(
-        f"alone {statistics.median(alone):.2f} s, supervised {statistics.median(supervised):.2f} s: "
-        f"slowdown {slowdown:+.1%} (median of {options.rounds} pairs, {min(ratios):+.1%} to {max(ratios):+.1%}; "
-        f"limit {LIMIT:.0%}); the supervisor took {statistics.median(costs):.1%} of one core meanwhile"
-    )
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "slowdown": slowdown,
-                "supervisor_cores": statistics.median(costs),
-                "ratios": ratios,
-                "alone_s": alone,
-                "supervised_s": supervised,
-            },
-            indent=2,
+    trial_s, _, _ = run_once(100, checkpoints=0, files=0, is_supervised=False)
+    steps = max(40, round(100 * SECONDS / trial_s))
+    scenes = {
+        f"{CHECKPOINTS} checkpoints of 4 MB in {SECONDS:.0f} s": {"checkpoints": CHECKPOINTS, "files": 0},
+        f"{FILES:,} files that do not change": {"checkpoints": 0, "files": FILES},
+    }
+    figures, rows = {}, []
+    for scene, what in scenes.items():
+        pairs = [
+            (
+                run_once(steps, is_supervised=False, **what),
+                run_once(steps, is_supervised=True, **what),
+            )
+            for _ in range(ROUNDS)
+        ]
+        wall = [after[0] / before[0] - 1 for before, after in pairs]
+        cpu = [after[1] / before[1] - 1 for before, after in pairs]
+        cores = statistics.median(after[2] for _, after in pairs)
+        figures[scene] = {"slowdown": wall, "more_cpu": cpu, "supervisor_cores": cores, "pairs": pairs}
+        rows.append(
+            [
+                scene,
+                f"{statistics.median(wall):+.1%}",
+                f"{min(wall):+.1%} to {max(wall):+.1%}",
+                f"{statistics.median(cpu):+.1%}",
+                f"{cores:.1%}",
+                f"{LIMIT:.0%}",
+            ]
         )
-        + "\n"
+    show(
+        f"artifactsync run, medians of {ROUNDS} pairs",
+        ["command with one thread", "slowdown", "range", "its own CPU", "supervisor, of a core", "bar"],
+        rows,
     )
+    save("supervisor_cost", {"limit": LIMIT, "scenes": figures})
 
 
 if __name__ == "__main__":
-    main()
+    measure()

@@ -5,7 +5,8 @@ Knows no torch: what a framework writes is known by its names and its bytes.
 
 from __future__ import annotations
 
-from artifactsync.supervisor.supervise import Settings, supervise
+from artifactsync.supervisor.settings import Settings
+from artifactsync.supervisor.supervise import supervise
 from artifactsync.supervisor.verdict import Outcome
 
 __all__ = ["Outcome", "Settings", "supervise"]

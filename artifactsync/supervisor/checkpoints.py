@@ -1,7 +1,7 @@
 """Checkpoints that a command writes, published as they become whole.
 
-Owns: when a unit is published, with what beside it, and under which step. Does not own: what a unit is (``units``), how
-its bytes are held (``stash``), or the commit (``run``).
+Owns: what a unit is published with, under which step, and what became of it. Does not own: what a unit is (``units``),
+when it is due (``due``), how its bytes are held (``stash``), or the commit (``run``).
 
 A commit is what a restart needs: of every family of units the newest whole one. What was committed before is
 referenced, and not sent again. Its step is that of its newest unit, and never less than that of the commit before it:
@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING
 
 from artifactsync.errors import ArtifactSyncError, FileChangedError, NotDurableError, RunOwnedError
 from artifactsync.run import LocalFile
+from artifactsync.supervisor.due import Due, newest_unsent
 from artifactsync.supervisor.stash import check_unchanged
-from artifactsync.supervisor.units import newest_of_each_family, step_of
+from artifactsync.supervisor.units import newest_of_each_family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from artifactsync.run import Checkpoint, PendingCheckpoint, Run
+    from artifactsync.supervisor.due import Moment
     from artifactsync.supervisor.stash import Stash
     from artifactsync.supervisor.tree import Seen, Tree
     from artifactsync.supervisor.units import Rules, Unit
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 _MAX_WAITING = 3  # checkpoints that hold disk space while an older one is sent; beyond, the oldest gives way
 # After failures that the queue itself has given up on, or of files that change.
 _RETRY_S, _MAX_FAILURES = 5.0, 5
-_COMPANY_S = 60.0  # how long a whole unit waits for one beside it that is being written
 
 _log = logging.getLogger(__name__)
 
@@ -75,11 +76,9 @@ class Checkpoints:
         self, run: Run, tree: Tree, rules: Rules, stash: Stash, *, settle_s: float, restored: Checkpoint | None
     ) -> None:
         self._run, self._tree, self._rules, self._stash, self._settle_s = run, tree, rules, stash, settle_s
+        self._due = Due(tree, rules, settle_s=settle_s)
         self._step, self._has_steps = restored.step if restored else 0, False
-        self._complete: dict[str, tuple[tuple[str, Seen], ...]] = {}
         self._sent: dict[str, tuple[tuple[str, Seen], ...]] = {}
-        self._steps: dict[str, int | None] = {}
-        self._last_steps: dict[str, int] = {}
         self._digests: dict[str, tuple[Seen, str]] = {}
         self._in_place: set[str] = set()
         self._inodes: dict[str, Seen] = {}
@@ -88,7 +87,6 @@ class Checkpoints:
         self._flights: list[Flight] = []
         self._whole: list[Unit] = []
         self._all: list[Unit] = []
-        self._halves: set[str] = set()
         self._durable: dict[str, tuple[tuple[str, Seen], ...]] = {}
         self._failures: Counter[tuple[str, int]] = Counter()
         self._given_up: set[tuple[str, int]] = set()
@@ -102,14 +100,16 @@ class Checkpoints:
     def adopt(self, files: Mapping[str, str], seen: Mapping[str, Seen]) -> None:
         """Take files for what is on the remote already: path → sha256, as they were restored."""
         self._digests.update({path: (seen[path], sha256) for path, sha256 in files.items() if path in seen})
-        for unit in self._rules.units({path: seen[path] for path in files if path in seen}):
-            self._sent[unit.path] = self._complete[unit.path] = self._durable[unit.path] = unit.files
+        units = self._rules.units({path: seen[path] for path in files if path in seen})
+        self._due.adopt(units)
+        for unit in units:
+            self._sent[unit.path] = self._durable[unit.path] = unit.files
 
     def missing(self) -> list[Unit]:
         """Whole units that are there and are not durable, the newest last."""
         self._settle()
         # What was cut off before its partners were written is half a checkpoint, and no loss.
-        whole = (unit for unit in self._whole if unit.path not in self._halves)
+        whole = (unit for unit in self._whole if unit.path not in self._due.halves)
         absent = [unit for unit in whole if self._durable.get(unit.path) != unit.files]
         given_up = {path for path, _ in self._given_up} - {unit.path for unit in absent}
         lost = [unit for unit in self._all if unit.path in given_up and self._durable.get(unit.path) != unit.files]
@@ -119,109 +119,47 @@ class Checkpoints:
         """What is on its way."""
         return [flight for flight in self._flights if not flight.pending.done()]
 
-    def look(
-        self,
-        units: Sequence[Unit],
-        changed_at: Mapping[str, float],
-        now: float,
-        *,
-        is_dead: bool = False,
-        is_over: bool = False,
-    ) -> None:
+    def look(self, units: Sequence[Unit], moment: Moment) -> None:
         """Publish what has become whole.
 
         Args:
             units: All that are there.
-            changed_at: When each file was last found changed.
-            now: On the same clock.
-            is_dead: The command has ended: nobody writes any more.
-            is_over: And it has ended well.
+            moment: Of this look.
         """
         self._settle()
-        whole, torn = self._sort(units, changed_at, now, is_dead=is_dead, is_over=is_over)
+        whole, torn = self._due.sort(units, moment)
         self._all = whole
-        fresh = self._fresh(whole, torn, changed_at, now, is_dead=is_dead, is_over=is_over)
+        self._whole = [unit for unit in whole if (unit.path, unit.newest_ns) not in self._given_up]
+        unsent = [unit for unit in newest_unsent(self._whole, self._sent) if self._may_be_tried(unit, moment)]
+        fresh = self._due.fresh(unsent, torn, moment)
         if fresh:
-            unsent = {unit.path for unit in whole if self._sent.get(unit.path) != unit.files}
-            left_out = unsent - {unit.path for unit in fresh}
+            left_out = {unit.path for unit in whole if self._sent.get(unit.path) != unit.files}
+            left_out -= {unit.path for unit in fresh}
             units = newest_of_each_family(unit for unit in whole if unit.path not in left_out)
-            steps = [step for unit in fresh if (step := self._step_of(unit)) is not None]
+            steps = [step for unit in fresh if (step := self._due.step_of(unit)) is not None]
             self._has_steps = self._has_steps or bool(steps)
             self._step = max(self._step, *steps) if steps else self._step + (not self._has_steps)
-            self.last = self._publish(units, fresh, self._step, now, is_dead=is_dead) or self.last
+            self.last = self._publish(units, fresh, self._step, moment) or self.last
         elif not self.flights():
-            self._publish_older(self._whole, now, is_dead=is_dead)
+            self._publish_older(self._whole, moment)
 
-    def _publish_older(self, whole: Sequence[Unit], now: float, *, is_dead: bool) -> None:
+    def _may_be_tried(self, unit: Unit, moment: Moment) -> bool:
+        return moment.is_dead or self._retry_at.get(unit.path, moment.now) <= moment.now
+
+    def _publish_older(self, whole: Sequence[Unit], moment: Moment) -> None:
         """One unit that a newer one of its family overtook before it could be sent, under its own step."""
         newest = {unit.path for unit in newest_of_each_family(whole)}
         for unit in sorted(whole, key=lambda unit: unit.newest_ns, reverse=True):
-            step = self._step_of(unit)
             is_older = unit.path not in newest and self._sent.get(unit.path) != unit.files
-            if is_older and self._step > 0 and (self._retry_at.get(unit.path, now) <= now or is_dead):
+            if is_older and self._step > 0 and self._may_be_tried(unit, moment):
+                step = self._due.step_of(unit)
                 below = self._step - 1 if step is None else min(step, self._step - 1)
-                self._publish([unit], [unit], below, now, is_dead=is_dead)
+                self._publish([unit], [unit], below, moment)
                 return
 
-    def _sort(
-        self, units: Sequence[Unit], changed_at: Mapping[str, float], now: float, *, is_dead: bool, is_over: bool
-    ) -> tuple[list[Unit], list[Unit]]:
-        whole, torn = [], []
-        settle_s = 0.0 if is_dead else self._settle_s
-        for unit in units:
-            quiet_s = now - max(changed_at.get(path, 0.0) for path, _ in unit.files)
-            is_known = self._complete.get(unit.path) == unit.files
-            if is_known or self._rules.is_complete(
-                unit, self._tree, quiet_s=quiet_s, settle_s=settle_s, is_over=is_over
-            ):
-                self._complete[unit.path] = unit.files
-                whole.append(unit)
-            else:
-                torn.append(unit)
-        return whole, torn
-
-    def _fresh(
-        self,
-        whole: Sequence[Unit],
-        torn: Sequence[Unit],
-        changed_at: Mapping[str, float],
-        now: float,
-        *,
-        is_dead: bool,
-        is_over: bool,
-    ) -> list[Unit]:
-        """Units to publish now: new, whole, and without one beside them that belongs to them and is not there yet."""
-        self._whole = [unit for unit in whole if (unit.path, unit.newest_ns) not in self._given_up]
-        found = [unit for unit in newest_of_each_family(self._whole) if self._sent.get(unit.path) != unit.files]
-        found = [unit for unit in found if self._retry_at.get(unit.path, now) <= now or is_dead]
-        if not found or is_over:
-            return found
-        waits = {(_folder(unit), None if unit.is_folder else step_of(unit, self._tree)) for unit in torn}
-        there = {unit.family for unit in found}
-        kept = []
-        for unit in found:
-            step, folder = self._step_of(unit), _folder(unit)
-            is_waiting = self._misses_partner(unit, there) or any(p == folder and s in {step, None} for p, s in waits)
-            age_s = now - max(changed_at.get(path, 0.0) for path, _ in unit.files)
-            if not is_waiting or (not is_dead and age_s > _COMPANY_S):
-                kept.append(unit)
-        self._halves = {unit.path for unit in found} - {unit.path for unit in kept}
-        return kept
-
-    def _misses_partner(self, unit: Unit, there: set[str]) -> bool:
-        """Whether files of one step (``model-500.pt``, ``optimizer-500.pt``) came together before, and not now."""
-        last = self._last_steps.get(unit.family)
-        return last is not None and any(
-            step == last and other not in there and _is_numbered(other)
-            for other, step in self._last_steps.items()
-            if other != unit.family and _is_numbered(unit.family) and _parent(other) == _parent(unit.family)
-        )
-
-    def _publish(
-        self, units: Sequence[Unit], fresh: Sequence[Unit], step: int, now: float, *, is_dead: bool
-    ) -> Flight | None:
+    def _publish(self, units: Sequence[Unit], fresh: Sequence[Unit], step: int, moment: Moment) -> Flight | None:
         """Hold the files fast and hand them over; None if they have changed meanwhile, or the run is lost."""
-        held = self._hold(units, fresh, now, is_dead=is_dead)
+        held = self._hold(units, fresh, moment)
         if held is None:
             return None
         files = [(path, seen) for unit in units for path, seen in unit.files]
@@ -245,8 +183,7 @@ class Checkpoints:
             return None
         for unit in units:
             self._sent[unit.path] = unit.files
-            if (known := self._step_of(unit)) is not None:
-                self._last_steps[unit.family] = max(known, self._last_steps.get(unit.family, 0))
+        self._due.sent(units, fresh)
         flight = Flight(name, step, units, fresh, held, pending)
         self._flights.append(flight)
         waiting = self.flights()[1:-1]
@@ -254,9 +191,7 @@ class Checkpoints:
             waiting.pop(0).pending.cancel()
         return flight
 
-    def _hold(
-        self, units: Sequence[Unit], fresh: Sequence[Unit], now: float, *, is_dead: bool
-    ) -> list[tuple[Path, Seen]] | None:
+    def _hold(self, units: Sequence[Unit], fresh: Sequence[Unit], moment: Moment) -> list[tuple[Path, Seen]] | None:
         for unit in units:
             for path, seen in unit.files:
                 known = self._inodes.get(path)
@@ -266,14 +201,14 @@ class Checkpoints:
         held: list[tuple[Path, Seen]] = []
         try:
             for unit in units:
-                copy = not is_dead and unit in fresh and any(path in self._in_place for path, _ in unit.files)
+                copy = not moment.is_dead and unit in fresh and any(path in self._in_place for path, _ in unit.files)
                 held += self._stash.take([(self._tree.local(p), seen) for p, seen in unit.files], copy=copy)
         except (FileChangedError, OSError) as error:
             self._stash.release(path for path, _ in held)
             if not isinstance(error, FileChangedError):
                 _log.warning("a checkpoint cannot be held fast for its upload: %s", error)
             for unit in fresh:
-                self._retry_at[unit.path] = now + self._settle_s
+                self._retry_at[unit.path] = moment.now + self._settle_s
                 self._in_place.update(path for path, _ in unit.files)
             return None
         return held
@@ -316,24 +251,3 @@ class Checkpoints:
     def _known_digest(self, path: str, seen: Seen) -> str | None:
         known = self._digests.get(path)
         return known[1] if known is not None and known[0] == seen else None
-
-    def _step_of(self, unit: Unit) -> int | None:
-        key = f"{unit.path}\n{unit.newest_ns}"
-        if key not in self._steps:
-            if len(self._steps) > 10_000:  # noqa: PLR2004 - a bound, of no meaning
-                self._steps.clear()
-            self._steps[key] = step_of(unit, self._tree)
-        return self._steps[key]
-
-
-def _folder(unit: Unit) -> str:
-    return _parent(unit.path)
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _is_numbered(family: str) -> bool:
-    """Whether each step has a name of its own."""
-    return "#" in family.rpartition("/")[2]

@@ -9,27 +9,27 @@ within its grace, whatever the remote does.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import select
 import shutil
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifactsync.batch.notice import watch_for_notice
-from artifactsync.errors import ArtifactSyncError, ConfigurationError, RunOwnedError
+from artifactsync.errors import ArtifactSyncError, RunOwnedError
+from artifactsync.supervisor.baseline import read_baseline, write_baseline
 from artifactsync.supervisor.checkpoints import Checkpoints
 from artifactsync.supervisor.child import NOT_EXECUTABLE_EXIT_CODE, NOT_FOUND_EXIT_CODE, Child
 from artifactsync.supervisor.deadline import Deadline
 from artifactsync.supervisor.mirror import Mirror
+from artifactsync.supervisor.modesty import Modesty
 from artifactsync.supervisor.output import Output
 from artifactsync.supervisor.restore import Restored, restore, set_torn_aside
 from artifactsync.supervisor.stash import Stash
-from artifactsync.supervisor.tree import Seen, Tree
+from artifactsync.supervisor.tree import Tree
 from artifactsync.supervisor.units import Rules
 from artifactsync.supervisor.verdict import NOT_DURABLE_EXIT_CODE, Outcome, words
 from artifactsync.supervisor.watch import Watch
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import FrameType
 
-    from artifactsync.batch.job_env import JobEnv
     from artifactsync.journal.attempt import FinishState
     from artifactsync.run import Run
+    from artifactsync.supervisor.settings import Settings
+    from artifactsync.supervisor.tree import Seen
 
 HOUSE = Path(".artifactsync")
 """Our folder in the working folder; no file in it is ever mirrored."""
@@ -50,36 +51,6 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 _DRAIN_LOOK_S = 0.1
 _TELL_AFTER_S = 3.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What to run, and how."""
-
-    command: tuple[str, ...]
-    """The program and its arguments."""
-    work_dir: Path
-    """Where it runs; files keep their paths below it."""
-    watched: tuple[Path, ...] = ()
-    """Folders to watch; the working folder if there is none."""
-    checkpoint_patterns: tuple[str, ...] = ()
-    """Shell patterns of files and folders that are checkpoints, beside those that are known."""
-    exclude: tuple[str, ...] = ()
-    """Shell patterns of paths that are left alone."""
-    grace_s: float | None = None
-    """Seconds between a stop signal and the end of this process; None where nobody says."""
-    usual_grace_s: float = 30.0
-    """What is assumed then: Kubernetes' default, and less than most others'."""
-    settle_s: float = 1.0
-    """Seconds for which a file must have been left alone before it is taken for finished."""
-    rank: int = 0
-    """This node's number among those that run the command together, for the log's name."""
-    job: JobEnv | None = None
-    """Whose metadata server is watched for a notice; None watches none."""
-    output_fd: int = 1
-    """Where the command's stdout goes; 2 where stdout has to hold nothing else than a JSON document."""
-    is_owner: bool = True
-    """Whether this process claims the run and commits; others of the same run push alone."""
 
 
 def check_command(command: tuple[str, ...], work_dir: Path) -> int:
@@ -120,6 +91,7 @@ class _Supervision:
         self._log_path = f"logs-rank{settings.rank}.txt"
         self._notices: list[tuple[int, str, float | None]] = []
         self._deadline = Deadline(settings.grace_s, usual_grace_s=settings.usual_grace_s)
+        self._modesty = Modesty()
         self._wake_fd, self._waker_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
         os.set_blocking(self._waker_fd, False)
@@ -151,9 +123,11 @@ class _Supervision:
             output.carry(child.stdout_fd, self._settings.output_fd)
             output.carry(child.stderr_fd, 2)
             watch.start()
+            self._modesty.lower()
             try:
                 self._attend(child, watch)
             finally:
+                self._modesty.raise_again()
                 child.end()
                 output.finish()
                 watch.stop()
@@ -163,14 +137,15 @@ class _Supervision:
             try:
                 return self._drain(watch, child.exit_code)
             finally:
+                watch.close()
                 stash.close()
 
     def _prepare(self) -> tuple[Mapping[str, Seen], Restored]:
         """Restore; say which files were there before the run first began here."""
-        known = _read_baseline(self._house / "before.json")
+        known = read_baseline(self._house / "before.json")
         before = self._tree.look() if known is None else known
         if known is None:
-            _write_baseline(self._house / "before.json", before)
+            write_baseline(self._house / "before.json", before)
         if not self._settings.is_owner:
             return before, Restored()
         if self._run.attempt > 1:
@@ -218,6 +193,7 @@ class _Supervision:
             while self._notices:
                 number, reason, grace_s = self._notices.pop(0)
                 if self._deadline.notice(reason, grace_s):
+                    self._modesty.raise_again()
                     watch.hurry()
                 child.signal(number)
             if self._checkpoints.lost_run is not None:
@@ -323,23 +299,3 @@ class _Supervision:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _read_baseline(file: Path) -> dict[str, Seen] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {path: Seen(*numbers) for path, numbers in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _write_baseline(file: Path, seen: Mapping[str, Seen]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({p: [s.inode, s.size, s.mtime_ns] for p, s in seen.items()}), encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{file} cannot be written: {error.strerror}", hint="the working folder must be writable"
-        ) from error

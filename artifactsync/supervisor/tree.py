@@ -20,7 +20,7 @@ from artifactsync.errors import ConfigurationError
 from artifactsync.naming.layout import HOUSE_FOLDER, is_safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "lost+found"})
 _SKIPPED_SUFFIXES = (".pyc", ".swp", ".tmp", ".temp", ".part", ".partial", ".lock", ".incomplete", "~")
@@ -101,12 +101,33 @@ class Tree:
                 return root.folder / path[len(root.prefix) :]
         return self.work_dir / path
 
-    def look(self) -> dict[str, Seen]:
-        """Every file that counts, by its path below the run."""
+    def look(self, on_folder: Callable[[str, str], None] | None = None) -> dict[str, Seen]:
+        """Every file that counts, by its path below the run.
+
+        Args:
+            on_folder: Called with each folder before it is looked at, and with where its files are below the run.
+        """
         seen: dict[str, Seen] = {}
         for root in self.roots:
-            seen.update(self._walk(root))
+            seen.update(self._walk(str(root.folder), root.prefix, on_folder))
         return seen
+
+    def look_into(self, folder: str, prefix: str, on_folder: Callable[[str, str], None]) -> dict[str, Seen]:
+        """The same of one folder that is new below a watched one; empty where it is none that counts."""
+        path = prefix.removesuffix("/")
+        if not os.path.isdir(folder) or not self._is_wanted(folder, path):  # noqa: PTH112
+            return {}
+        return dict(self._walk(folder, prefix, on_folder))
+
+    def look_at(self, path: str) -> Seen | None:
+        """One file; None if it is none that counts, or not there."""
+        if not self.counts(path):
+            return None
+        try:
+            status = self.local(path).lstat()
+        except OSError:
+            return None
+        return Seen.of(status) if stat.S_ISREG(status.st_mode) else None
 
     def counts(self, path: str) -> bool:
         """Whether a file of this path is any business of ours."""
@@ -115,23 +136,19 @@ class Tree:
             return False
         return is_safe(path) and not any(fnmatch.fnmatchcase(path, pattern) for pattern in self._exclude)
 
-    def _walk(self, root: Root) -> Iterator[tuple[str, Seen]]:
-        waiting = [(str(root.folder), root.prefix)]
+    def _walk(
+        self, top: str, top_prefix: str, on_folder: Callable[[str, str], None] | None
+    ) -> Iterator[tuple[str, Seen]]:
+        waiting = [(top, top_prefix)]
         while waiting:
             folder, prefix = waiting.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    found = list(entries)
-            except OSError:  # it went away, or is not ours to read
-                continue
-            if any(entry.name == "pyvenv.cfg" for entry in found):
-                continue
-            for entry in found:
+            if on_folder is not None:
+                on_folder(folder, prefix)
+            for entry in _entries(folder):
                 path = prefix + entry.name
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        is_wanted = _is_wanted_folder(entry.name) and not self._is_excluded_folder(path)
-                        if is_wanted and not self._is_remote(entry.path):
+                        if self._is_wanted(entry.path, path):
                             waiting.append((entry.path, f"{path}/"))
                     elif self.counts(path):
                         status = entry.stat(follow_symlinks=False)
@@ -139,6 +156,12 @@ class Tree:
                             yield path, Seen.of(status)
                 except OSError:
                     continue
+
+    def _is_wanted(self, folder: str, path: str) -> bool:
+        """Whether a folder's files are any business of ours."""
+        if not _is_wanted_folder(path.rpartition("/")[2]) or self._is_excluded_folder(path):
+            return False
+        return not self._is_remote(folder)
 
     def _is_remote(self, folder: str) -> bool:
         """Whether the remote is this folder, by whatever name."""
@@ -151,6 +174,16 @@ class Tree:
 
     def _is_excluded_folder(self, path: str) -> bool:
         return any(fnmatch.fnmatchcase(f"{path}/", pattern) for pattern in self._exclude)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing if it went away, is not ours to read, or is a virtual environment."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:
+        return []
+    return [] if any(entry.name == "pyvenv.cfg" for entry in found) else found
 
 
 def _is_wanted_folder(name: str) -> bool:

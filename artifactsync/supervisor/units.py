@@ -107,7 +107,9 @@ class Rules:
             units.append(Unit(folder, tuple((path, seen[path]) for path in sorted(paths)), is_folder=True))
         return units
 
-    def is_complete(self, unit: Unit, tree: Tree, *, quiet_s: float, settle_s: float, is_over: bool) -> bool:
+    def is_complete(
+        self, unit: Unit, tree: Tree, *, quiet_s: float, settle_s: float, is_over: bool, is_closed: bool = False
+    ) -> bool:
         """Whether all of a unit is there, and nobody is writing to it any more.
 
         Args:
@@ -116,6 +118,7 @@ class Rules:
             quiet_s: Seconds since anything of it changed.
             settle_s: How long what shows its end must have been left alone.
             is_over: The command has ended well: what it wrote is whole.
+            is_closed: The kernel says that its writer has closed it, and it did not change since.
         """
         if unit.is_folder:
             names = {path[len(unit.path) + 1 :] for path, _ in unit.files}
@@ -130,12 +133,22 @@ class Rules:
             if is_sharded and not _is_sign_last(unit):  # the folder is being written anew over an older checkpoint
                 return False
             patience_s = settle_s if has_sign else 30 * settle_s
+            is_known = has_sign and is_closed
         else:
             is_telling = tells_whether_whole(tree.local(unit.path))
-            patience_s = settle_s if is_telling else 5 * settle_s
-        if quiet_s < (0.0 if is_over else patience_s):
+            patience_s = settle_s if is_telling or is_closed else 5 * settle_s
+            is_known = is_telling and is_closed
+        if quiet_s < (0.0 if is_over or is_known else patience_s):
             return False
         return all(self._is_file_whole(path, tree) for path, _ in unit.files)
+
+    def sign_of(self, unit: Unit) -> Seen | None:
+        """The file of a folder that is written last, if it is there."""
+        for sign in (DCP_SIGN, HUGGING_FACE_SIGN):
+            for path, seen in unit.files:
+                if path == f"{unit.path}/{sign}":
+                    return seen
+        return None
 
     def _is_file_whole(self, path: str, tree: Tree) -> bool:
         local = tree.local(path)

@@ -187,7 +187,7 @@ def _ours(training: stall_peers.Training, endpoint_url: str, folder: Path, *, ov
     import torch
 
     from artifactsync import Run
-    from artifactsync.checkpoint.state_io import _saver_of
+    from artifactsync.checkpoint.savers import saver_of
 
     run = Run("bench", remote=_SinkStore(endpoint_url), local_root=folder)
     training.step()
@@ -217,7 +217,7 @@ def _ours(training: stall_peers.Training, endpoint_url: str, folder: Path, *, ov
         took_s = time.perf_counter() - began
         if overlap:
             training.step()
-            took_s += _saver_of(run)._snapshot.waited_s  # type: ignore[union-attr]  # noqa: SLF001
+            took_s += saver_of(run)._snapshot.waited_s  # type: ignore[union-attr]  # noqa: SLF001
         copied.append(copy_s())
 
         def is_done() -> bool:

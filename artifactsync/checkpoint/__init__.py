@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from artifactsync.checkpoint.load import load_file, restore
+from artifactsync.checkpoint.resume import Resumed
 from artifactsync.checkpoint.rng import RngState
 from artifactsync.checkpoint.snapshot import Snapshot, SnapshotBuffers, take_snapshot
-from artifactsync.checkpoint.state_io import Resumed
 from artifactsync.checkpoint.write import WrittenFile, write_snapshot
 
 __all__ = [

@@ -21,7 +21,7 @@ from artifactsync.checkpoint.image import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from artifactsync.checkpoint.image import FileImage
+    from artifactsync.checkpoint.image import Image
 
 LEAST_BYTES = 32 * 1024 * 1024
 """A part that has not changed is worth a file of its own from this length: it saves seconds of upload, not requests."""
@@ -52,7 +52,7 @@ class FrozenWatch:
         self.is_unchanged = False
         """Whether no tensor at all has changed since the snapshot before the last one looked at."""
 
-    def look(self, state: Any, image: FileImage) -> list[frozenset[_Path]]:
+    def look(self, state: Any, image: Image) -> list[frozenset[_Path]]:
         """Take the next checkpoint in, and return its unchanged parts: the places of the tensors in each.
 
         A part stays what it is while nothing in it changes, so that its file keeps its bytes.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _SLICE_BYTES = 4 * 1024 * 1024
 """The longest piece that is hashed or written at once: long enough that the interpreter lock is hardly ever taken."""
@@ -30,21 +30,20 @@ _DESCRIPTOR = b"PK\x07\x08"  # begins what follows the data of an entry. Source:
 _CRC = slice(4, 8)
 
 
-class FileImage:
-    """The bytes that ``torch.save(state)`` writes.
+class Image:
+    """The bytes of a file. The memory that its pieces are views of must not change while it is in use.
 
     Args:
-        state: Plain containers and CPU tensors. Their memory must not change while the image is in use.
+        pieces: The bytes, in order.
+        checksums: CRC-32 of each storage's bytes, by the storage's address.
+        keep: What must stay alive as long as it does.
     """
 
-    def __init__(self, state: Any) -> None:
-        self._state = state  # keeps alive what the views look at
-        recorder = _Recorder(state)
-        torch.save(state, recorder)  # type: ignore[arg-type]  # write and flush are all it uses
-        self._pieces = recorder.pieces()
-        self.size_bytes = recorder.size_bytes
+    def __init__(self, pieces: Sequence[memoryview], checksums: dict[int, int], keep: Any) -> None:
+        self._pieces, self._keep = pieces, keep
+        self.size_bytes = sum(map(len, pieces))
         """Length of the file."""
-        self.checksums = recorder.checksums
+        self.checksums = checksums
         """CRC-32 of each storage's bytes, by the storage's address."""
 
     def slices(self) -> Iterator[memoryview]:
@@ -61,11 +60,23 @@ class FileImage:
         return digest.hexdigest()
 
 
+class FileImage(Image):
+    """The bytes that ``torch.save(state)`` writes.
+
+    Args:
+        state: Plain containers and CPU tensors. Their memory must not change while the image is in use.
+    """
+
+    def __init__(self, state: Any) -> None:
+        recorder = _Recorder(state)
+        torch.save(state, recorder)  # type: ignore[arg-type]  # write and flush are all it uses
+        super().__init__(recorder.pieces(), recorder.checksums, state)
+
+
 class _Recorder:
     """The file object that ``torch.save`` believes in."""
 
     def __init__(self, state: Any) -> None:
-        self.size_bytes = 0
         self.checksums: dict[int, int] = {}
         spans = sorted({(s.data_ptr(), s.data_ptr() + s.nbytes()) for s in storages(state)})
         self._starts = [start for start, _ in spans]
@@ -87,7 +98,6 @@ class _Recorder:
             self._pieces.append(view)
         else:
             self._gathered += view
-        self.size_bytes += len(view)
         return len(view)
 
     def flush(self) -> None:

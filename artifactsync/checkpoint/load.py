@@ -1,6 +1,6 @@
 """Reading a checkpoint file and putting its contents back into live objects.
 
-Owns: ``load_file`` and ``restore``. Does not own: which checkpoint is read (``state_io``).
+Owns: ``load_file`` and ``restore``. Does not own: which checkpoint is read (``resume``).
 
 Invariant: nothing is unpickled outside ``torch.load(weights_only=True)``, and ``restore`` changes the caller's
 objects in place: parameters that an optimizer holds stay the same tensors.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from artifactsync.checkpoint.frozen import NAMES, is_frozen_name, join
+from artifactsync.checkpoint.safetensors_file import SUFFIX, load_safetensors
 from artifactsync.errors import ConfigurationError, DamagedError, ObjectNotFoundError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def load_file(
     map_location: Any = "cpu",
     beside: Callable[[str], Path] | None = None,
 ) -> Any:
-    """Load a checkpoint file written by ``torch.save`` in its zip format, memory-mapped.
+    """Load a checkpoint file, memory-mapped: a ``.safetensors`` file, or one that ``torch.save`` wrote as a zip file.
 
     If weights that did not change were kept apart (``frozen``), their file is looked for beside it, and both are
     joined.
@@ -44,18 +45,36 @@ def load_file(
         ConfigurationError: the file holds objects that ``torch.load(weights_only=True)`` refuses.
         ObjectNotFoundError: no such file.
     """
-    loaded = _load(path, map_location)
+    loaded = load_plain(path, map_location)
+    names = names_beside(loaded, str(path))
+    folder = Path(path).parent
+    parts = [load_plain(beside(each) if beside else folder / each, map_location) for each in names]
+    return join(loaded, parts) if parts else loaded
+
+
+def names_beside(loaded: Any, name: str) -> list[str]:
+    """The names of the files beside one, in which weights are that did not change.
+
+    Args:
+        loaded: What is in the file.
+        name: The file, for messages.
+
+    Raises:
+        DamagedError: they are no such names.
+    """
     names = loaded.get(NAMES) if type(loaded) is dict else None
     if names is None:
-        return loaded
-    if not (isinstance(names, list) and all(isinstance(each, str) and is_frozen_name(each) for each in names)):
-        raise _damaged(str(path), ValueError(f"{names!r} are no names of files"))
-    folder = Path(path).parent
-    return join(loaded, [_load(beside(each) if beside else folder / each, map_location) for each in names])
+        return []
+    if not (isinstance(names, list) and names and all(isinstance(n, str) and is_frozen_name(n) for n in names)):
+        raise _damaged(name, ValueError(f"{names!r} are no names of files"))
+    return names
 
 
-def _load(path: str | os.PathLike[str], map_location: Any) -> Any:
+def load_plain(path: str | os.PathLike[str], map_location: Any) -> Any:
+    """Load one file alone; arguments and errors as for :func:`load_file`."""
     name = str(path)
+    if name.endswith(SUFFIX):
+        return load_safetensors(path, map_location=map_location)
     try:
         return torch.load(name, weights_only=True, mmap=True, map_location=map_location)
     except FileNotFoundError as error:

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from artifactsync.checkpoint.frozen import is_frozen_name
 from artifactsync.checkpoint.load import load_file, restore
+from artifactsync.checkpoint.load_part import load_only
+from artifactsync.checkpoint.resume import Resumed
 from artifactsync.checkpoint.rng import RngState, seed_all
+from artifactsync.checkpoint.selecting import check_found, select
 from artifactsync.checkpoint.shard_metadata import NAME
 from artifactsync.checkpoint.sharding import is_sharded, load_shards, portable, put_back
 from artifactsync.checkpoint.shards import ShardReader
-from artifactsync.checkpoint.state_io import Resumed
 from artifactsync.errors import CheckpointNotFoundError, ConfigurationError, DamagedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from artifactsync.run import Checkpoint, Run
 
@@ -72,6 +74,7 @@ def resume_together(
     strict: bool = True,
     live: Mapping[str, Any] | None = None,
     per_rank: Collection[str] = (),
+    patterns: Sequence[str] | None = None,
 ) -> Resumed | None:
     """Load the newest whole checkpoint; every rank calls it, and all of them take the same one.
 
@@ -82,6 +85,7 @@ def resume_together(
         strict: Whether everything in ``state`` must be in the checkpoint.
         live: The objects that shards are loaded into, by name; those of ``state`` if None.
         per_rank: As for ``save_together``.
+        patterns: What is loaded, as for ``selecting.select``; None is everything.
 
     Raises:
         DamagedError: no checkpoint is whole.
@@ -104,7 +108,7 @@ def resume_together(
         try:
             loaded = load_checkpoint(
                 run, checkpoint, state if live is None else live, map_location=map_location, strict=strict,
-                per_rank=per_rank,
+                per_rank=per_rank, patterns=patterns,
             )  # fmt: skip
         except DamagedError as error:
             damage, trouble = error, str(error)
@@ -146,8 +150,12 @@ def load_checkpoint(
     map_location: Any = "cpu",
     strict: bool = True,
     per_rank: Collection[str] = (),
+    patterns: Sequence[str] | None = None,
 ) -> Loaded:
     """Load what is this rank's of a checkpoint, whoever saved it.
+
+    With ``patterns``, only their part of the plain files comes, and of the shards those whole files that hold some of
+    it.
 
     Raises:
         DamagedError: bytes are not those that were committed.
@@ -161,10 +169,13 @@ def load_checkpoint(
             f"checkpoint {checkpoint.name!r} has no file of rank 0", hint="use Run.pull, and load it yourself"
         )
     wanted = [ranks[0]] + ([ranks[rank]] if rank and rank in ranks else [])
-    beside = [file.path for file in checkpoint.files if is_frozen_name(file.path.rpartition("/")[2])]
-    local = run.ensure_local(checkpoint, paths=wanted + beside)
-    saved = load_file(local[ranks[0]], map_location=map_location)
-    own = load_file(local[ranks[rank]], map_location=map_location) if rank and rank in ranks else {}
+    if patterns is None:
+        beside = [file.path for file in checkpoint.files if is_frozen_name(file.path.rpartition("/")[2])]
+        local = run.ensure_local(checkpoint, paths=wanted + beside)
+        read = [load_file(local[path], map_location=map_location) for path in wanted]
+    else:
+        read = [load_only(run, checkpoint, path, patterns, map_location=map_location, strict=False) for path in wanted]
+    saved, own = read[0], read[1] if len(read) > 1 else {}
     left_out: frozenset[str] = frozenset()
     if isinstance(saved, dict):
         saved = {**saved, **own}
@@ -173,15 +184,23 @@ def load_checkpoint(
                 key for key, value in (live.items() if isinstance(live, dict) else ()) if isinstance(value, RngState)
             }
             saved = {key: value for key, value in saved.items() if key not in left_out}
-    sharded = _load_shards(run, checkpoint, saved, live, strict=strict)
+    sharded = _load_shards(run, checkpoint, saved, live, strict=strict, patterns=patterns)
     return Loaded(run.name, checkpoint, saved, sharded, len(ranks), left_out, (rank, size))
 
 
 def _load_shards(
-    run: Run, checkpoint: Checkpoint, saved: Any, live: Mapping[str, Any] | None, *, strict: bool
+    run: Run,
+    checkpoint: Checkpoint,
+    saved: Any,
+    live: Mapping[str, Any] | None,
+    *,
+    strict: bool,
+    patterns: Sequence[str] | None,
 ) -> frozenset[str]:
     metadata = next((file.path for file in checkpoint.files if file.path.endswith(f"/{NAME}")), None)
     if metadata is None:
+        if patterns is not None:
+            check_found(saved, patterns)
         return frozenset()
     folder = metadata.removesuffix(f"/{NAME}")
     run.ensure_local(checkpoint, paths=[metadata])
@@ -196,8 +215,12 @@ def _load_shards(
         sizes={name: file.size for name, file in shards.items()},
     )
     names = {str(path[0]) for path in (reader.read_metadata().planner_data or {}).values()}
+    if patterns is not None:
+        check_found({**saved, **dict.fromkeys(names)}, patterns)
+        names = set(select(dict.fromkeys(names), patterns, strict=False))
     if live is None:
-        saved.update(load_shards(reader, None))
+        spread = load_shards(reader, None)
+        saved.update(spread if patterns is None else {name: spread[name] for name in names})
         return frozenset()
     objects = {name: live[name] for name in names if name in live}
     if strict and (missing := names - objects.keys()):

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.batch import rank
 from artifactsync.checkpoint.frozen import NAMES, FrozenWatch, divide, frozen_name
-from artifactsync.checkpoint.image import FileImage
+from artifactsync.checkpoint.image import FileImage, Image
+from artifactsync.checkpoint.safetensors_file import SafetensorsImage, check_flat
 from artifactsync.checkpoint.snapshot import Snapshot, SnapshotBuffers, take_snapshot
 from artifactsync.checkpoint.write import FileWriting, WrittenFile, point_latest
 from artifactsync.errors import ConfigurationError
@@ -59,6 +60,8 @@ class Flight:
     """What the checkpoint is called."""
     record: Callable[[Sequence[LocalFile]], None]
     """Told of the files once they are whole."""
+    is_safetensors: bool = False
+    """Whether the file is of that format, and not of torch's own."""
     splits: bool = True
     """Whether weights that do not change may go to a file of their own."""
     has_replaced: bool = False
@@ -145,6 +148,8 @@ class StateSaver:
             self._flight = None
             snapshot = self._snapshot = take_snapshot(state, self._buffers, overlap=overlap)
             try:
+                if flight.is_safetensors:
+                    check_flat(snapshot.state)
                 pending = flight.pending = submit(flight)
             except BaseException as error:
                 snapshot.drop()
@@ -197,12 +202,12 @@ class StateSaver:
 
     def _write(self, snapshot: Snapshot, flight: Flight, link: Path) -> None:
         state = snapshot.state
-        image = FileImage(state)
+        image: Image = SafetensorsImage(state) if flight.is_safetensors else FileImage(state)
         groups = self._watch.look(state, image)
         flight.check()
         beside: list[LocalFile] = []
         is_twin = self._watch.is_unchanged and image.sha256() == self._last_sha256
-        if groups and flight.splits and not is_twin:
+        if groups and flight.splits and not is_twin and not flight.is_safetensors:
             main, parts = divide(state, groups)
             beside = [self._keep(part, flight) for part in parts]
             image = FileImage({**main, NAMES: [file.local.name for file in beside]})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from artifactsync.checkpoint.image import Image
     from artifactsync.checkpoint.snapshot import Snapshot
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -53,7 +54,7 @@ class FileWriting:
         DiskFullError, DestinationError: no file can be made there.
     """
 
-    def __init__(self, image: FileImage, path: Path) -> None:
+    def __init__(self, image: Image, path: Path) -> None:
         self._image, self._path = image, path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

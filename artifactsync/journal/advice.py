@@ -76,8 +76,10 @@ class Advisor:
         try:
             for file in latest.files if latest else ():
                 folder, _, name = file.path.rpartition("/")
-                if name.endswith("-rank0.pt"):
-                    link = f"{folder}/latest-rank0.pt.symlink" if folder else "latest-rank0.pt.symlink"
+                stem, _, suffix = name.rpartition(".")
+                if stem.endswith("-rank0") and suffix in {"pt", "safetensors"}:
+                    link = f"latest-rank0.{suffix}.symlink"
+                    link = f"{folder}/{link}" if folder else link
                     store.put(layout.artifact(link), file.key.encode())
             if intents:
                 store.delete(intents)

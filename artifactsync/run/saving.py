@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import ConfigurationError
 from artifactsync.journal.catalogue import Checkpoint, CheckpointFile
@@ -49,6 +49,7 @@ class SavingRun(RunView):
         metrics: Mapping[str, float] | None = None,
         overlap: Any = (),
         per_rank: Collection[str] = (),
+        format: Literal["pt", "safetensors"] = "pt",  # noqa: A002 - the word that users look for
     ) -> PendingCheckpoint:
         """Take a snapshot of training state, and publish it behind the training loop. Needs torch.
 
@@ -65,10 +66,13 @@ class SavingRun(RunView):
                 changes those tensors calls ``wait_copied`` first; if it does not, the checkpoint fails and says so.
             per_rank: Where several ranks save together (every one calls this): names of the entries of ``state`` that
                 each has for itself, as its position in the data. Of the rest, rank 0's is saved, or the shards of all.
+            format: ``pt``: an ordinary file of ``torch.save``. ``safetensors``: an ordinary file of that format, for
+                weights alone: ``state`` is a flat dict of tensors, none of which share memory, or a module of such.
 
         Raises:
             RunFencedError: a later attempt owns the run.
-            ConfigurationError: the state holds something that could not be loaded again safely; names where.
+            ConfigurationError: the state holds something that could not be loaded again safely, or that the format
+                cannot hold; names where.
             MissingPackageError: torch is not installed.
         """
         began = time.monotonic()
@@ -82,6 +86,7 @@ class SavingRun(RunView):
             metrics=metrics,
             per_rank=per_rank,
             overlap=overlap,
+            format=format,
         )
         pending.timing.stalled(time.monotonic() - began)
         return pending
@@ -110,6 +115,7 @@ class SavingRun(RunView):
         map_location: Any = "cpu",
         strict: bool = True,
         per_rank: Collection[str] = (),
+        only: str | Sequence[str] | None = None,
     ) -> Any:
         """Load the newest whole checkpoint of the run; None if it has none. Needs torch.
 
@@ -119,14 +125,23 @@ class SavingRun(RunView):
             map_location: Where tensors go, as for ``torch.load``.
             strict: Whether missing or unexpected keys are errors.
             per_rank: As for ``save``: left out where another number of ranks saved.
+            only: What is loaded, None for everything: names of what was saved, or shell patterns of the keys that lead
+                to it, joined by ``/`` (``"model"``, ``("model/encoder.*", "step")``). Of a ``.pt`` file that is not on
+                this disk, only those tensors' bytes are moved; what is verified then is the CRC-32 that ``torch.save``
+                wrote for each tensor's storage and for the list of tensors, which tells damage but no forgery. The
+                file's sha256 in the journal, which a whole load checks, cannot be checked of a part. Other files
+                (shards, safetensors) come whole, with their sha256.
 
         Returns:
             ``Resumed`` with ``.checkpoint``, ``.state`` (what was saved) and ``.step``.
 
         Raises:
             DamagedError: every checkpoint of the run is damaged.
+            ConfigurationError: the checkpoint does not fit ``state``, or has nothing that ``only`` names.
         """
-        return state_io().resume_state(self, state, map_location=map_location, strict=strict, per_rank=per_rank)
+        return state_io().resume_state(
+            self, state, map_location=map_location, strict=strict, per_rank=per_rank, only=only
+        )
 
     def save_files(
         self,

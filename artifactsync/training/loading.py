@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.checkpoint.state_io import resume_state
+from artifactsync.checkpoint.resume import resume_state
 from artifactsync.training.load_selection import without_ignored
 from artifactsync.training.run_access import read_checkpoint
 

@@ -12,7 +12,8 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
-from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, WaitTimeoutError
+from artifactsync.batch.supervised import HINT_SUPERVISED, supervised_run
+from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, RunIsLiveError, WaitTimeoutError
 from artifactsync.journal.attempt import Attempt
 from artifactsync.journal.heartbeat import Heart
 from artifactsync.journal.log import JournalLog
@@ -101,6 +102,8 @@ class Writing:
         except BaseException as error:
             if launch is not None:
                 launch.tell_failure(error)
+            if isinstance(error, RunIsLiveError) and supervised_run() == name:
+                raise RunIsLiveError(error.message, hint=HINT_SUPERVISED, url=error.url) from error
             raise
         attempt.use(JournalLog(patient, name, policy=_OUTAGE))
         self.attempt = attempt

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from artifactsync.transfer.clock import Clock
 
-_MARGIN_SHARE, _MIN_MARGIN_S, _MAX_MARGIN_S = 0.1, 0.5, 3.0  # for the last record, and for exiting
+_MARGIN_SHARE, _MIN_MARGIN_S, _MAX_MARGIN_S = 0.06, 0.5, 3.0  # for the last record, and for exiting
 _CHILD_SHARE = 0.5  # of the grace is the command's where no rate is known
 _MIN_CHILD_SHARE = 0.1
 _SAFETY = 1.25  # rates vary

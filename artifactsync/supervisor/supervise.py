@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifactsync.batch.notice import watch_for_notice
+from artifactsync.batch.supervised import SUPERVISED_VARIABLE
 from artifactsync.errors import ArtifactSyncError, RunOwnedError
 from artifactsync.supervisor.baseline import read_baseline, write_baseline
 from artifactsync.supervisor.checkpoints import Checkpoints
@@ -165,10 +166,9 @@ class _Supervision:
 
     def _environ(self, restored: Restored) -> dict[str, str]:
         environ = dict(os.environ)
-        for name in ("RUN_NAME", "ARTIFACTSYNC_RUN_NAME"):
-            environ[name] = self._run.name
+        environ["RUN_NAME"] = environ["ARTIFACTSYNC_RUN_NAME"] = self._run.name
         environ["ARTIFACTSYNC_ATTEMPT"] = str(self._run.attempt)
-        environ["ARTIFACTSYNC_SUPERVISED"] = "1"
+        environ[SUPERVISED_VARIABLE] = "1"
         environ.setdefault("PYTHONUNBUFFERED", "1")  # into a pipe Python would hold its output back
         for name in ("ARTIFACTSYNC_RESUME_FROM", "ARTIFACTSYNC_RESUME_STEP"):
             environ.pop(name, None)

@@ -41,6 +41,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=1 State=UNKNOWN
 PartitionName=spot Nodes=node Default=YES PriorityTier=1 GraceTime=20 MaxTime=INFINITE
+PartitionName=sudden Nodes=node PriorityTier=1 GraceTime=0 MaxTime=INFINITE
 PartitionName=urgent Nodes=node PriorityTier=9 PreemptMode=OFF MaxTime=INFINITE
 """
 

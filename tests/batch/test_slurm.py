@@ -50,14 +50,20 @@ def _requeued(cluster, job, folder):
 
 _REQUEUED = [(_requeued, "SIGTERM")]
 _IN_EVERY_WAY = [(_near_its_time_limit, "SIGUSR1"), (_preempted, "SIGTERM"), *_REQUEUED]
+_PREEMPTED = [(_preempted, "SIGTERM")]
+_WAYS = [
+    pytest.param("spot", _REQUEUED, id="requeued"),
+    pytest.param("sudden", _PREEMPTED, id="preempted without GraceTime", marks=pytest.mark.crash),
+    pytest.param("spot", _IN_EVERY_WAY, id="in every way", marks=pytest.mark.crash),
+]
 
 
-@pytest.mark.parametrize("stops", [_REQUEUED, pytest.param(_IN_EVERY_WAY, marks=pytest.mark.crash)], ids=["one", "all"])
-def test_a_job_that_is_requeued_ends_with_the_bytes_of_one_that_never_was(stops, cluster, tmp_path):
+@pytest.mark.parametrize(("partition", "stops"), _WAYS)
+def test_a_job_that_is_requeued_ends_with_the_bytes_of_one_that_never_was(partition, stops, cluster, tmp_path):
     straight = _uninterrupted(tmp_path / "straight")
     folder = tmp_path / "job"
-    remote = f"--export=ALL,ARTIFACTSYNC_REMOTE={folder / 'remote'}"
-    job = cluster.submit(_SCRIPT, _TRAINING, len(stops), options=[remote], folder=folder)
+    options = [f"--export=ALL,ARTIFACTSYNC_REMOTE={folder / 'remote'}", f"--partition={partition}"]
+    job = cluster.submit(_SCRIPT, _TRAINING, len(stops), options=options, folder=folder)
     for attempt, (stop, _) in enumerate(stops, start=1):
         cluster.wait_for_file(folder / f"waiting-{attempt}")
         stop(cluster, job, folder)

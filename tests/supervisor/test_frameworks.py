@@ -16,7 +16,8 @@ from tests.crash.figures import scaled
 from tests.supervisor.conftest import ended
 
 SCRIPTS = Path(__file__).parent / "scripts"
-EVERY = 10
+EVERY = 30
+"""Steps between two saves: about a second, several times what it takes until one is durable."""
 COMMANDS = {
     "plain_torch": [sys.executable],
     "dcp": [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"],
@@ -42,7 +43,7 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
         machine, output = machines(environ=QUIET), folder / f"{name}-{number}.txt"
         command = [*COMMANDS[framework], str(SCRIPTS / f"{framework}.py"), str(steps), str(EVERY)]
         with output.open("w") as file:
-            process = machine.start_command(command, "--takeover", name=name, settle="0.2", stdout_to=file)
+            process = machine.start_command(command, "--takeover", name=name, settle="1", stdout_to=file)
         wait_until(process, output, lambda text: re.search(r"^resumed \d+\n", text, re.MULTILINE))
         resumed = int(re.findall(r"^resumed (\d+)$", output.read_text(), re.MULTILINE)[0])
         if number:
@@ -52,7 +53,8 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
             assert f"finished {steps}" in output.read_text()
             assert "nothing is missing" in err
             break
-        target = min(resumed + EVERY + chance.randint(1, EVERY), steps - 2)
+        # The very first checkpoint is left alone for --settle: nobody knows yet what else belongs to it.
+        target = min(resumed + EVERY * (1 if number else 2) + chance.randint(1, EVERY), steps - 2)
         wait_until(process, output, lambda text, target=target: max(steps_in(text), default=0) >= target)
         how = chance.choice(["trainer", "machine"])
         if how == "machine":
@@ -67,7 +69,7 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
 
 
 def wait_until(process, output: Path, is_so) -> None:
-    give_up_at = time.monotonic() + 100
+    give_up_at = time.monotonic() + 300
     while not is_so(output.read_text()):
         assert process.poll() is None, (output.read_text()[-2000:], process.communicate()[1][-3000:])
         assert time.monotonic() < give_up_at, output.read_text()[-2000:]
@@ -82,29 +84,25 @@ def _kill_trainers(supervisor: int, framework: str) -> None:
 
 
 def check(lost: list[tuple[str, int]]) -> None:
-    # A whole machine takes what was not sent along: its newest checkpoint may have been on its way.
+    # A whole machine takes along what was not sent: its newest checkpoint may have been on its way.
     assert all(steps <= (EVERY if how == "trainer" else 2 * EVERY) for how, steps in lost), lost
 
 
 def test_a_killed_script_finishes_in_a_fresh_folder(machines, tmp_path):
-    check(survive(machines, "plain_torch", tmp_path, steps=25, kills=1, name="r", chance=random.Random(1)))
+    check(survive(machines, "plain_torch", tmp_path, steps=3 * EVERY + 5, kills=1, name="r", chance=random.Random(1)))
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("lane", range(scaled(10)))
 @pytest.mark.parametrize("framework", list(COMMANDS))
-def test_scripts_killed_at_random_moments_finish(machines, tmp_path, framework):
-    chance = random.Random(framework)
-    lost: list[tuple[str, int]] = []
-    began, kills = time.monotonic(), scaled(50)
-    while len(lost) < kills:
-        count = min(5, kills - len(lost))
-        lost += survive(
-            machines, framework, tmp_path, steps=EVERY * 12, kills=count, name=f"r{len(lost)}", chance=chance
-        )
+def test_a_script_killed_five_times_at_random_moments_finishes(machines, tmp_path, framework, lane):
+    chance = random.Random(f"{framework}-{lane}")
+    lost = survive(machines, framework, tmp_path, steps=EVERY * 12, kills=5, name="r", chance=chance)
     check(lost)
-    most = {kind: max((steps for how, steps in lost if how == kind), default=0) for kind in ("trainer", "machine")}
+    trainers = [steps for how, steps in lost if how == "trainer"]
+    whole = [steps for how, steps in lost if how == "machine"]
     print(
-        f"\n{framework}: {len(lost)} kills, every run finished, 0 partial checkpoints; steps lost at an interval of "
-        f"{EVERY}: at most {most['trainer']} with the trainer killed, {most['machine']} with the machine "
-        f"({time.monotonic() - began:.0f} s)"
+        f"\n{framework}, lane {lane}: 5 kills, finished, 0 partial checkpoints; steps lost at an interval of {EVERY}: "
+        f"{trainers} with the trainer killed, {whole} with the machine"
     )

@@ -106,6 +106,24 @@ def test_a_run_that_is_alive_elsewhere_is_not_taken(machines):
     ended(process, None)
 
 
+def test_a_script_that_opens_its_supervisors_run_is_told_what_to_do(machine):
+    out, _ = machine.run(
+        f"""
+        import artifactsync
+        try:
+            artifactsync.Run(remote={machine.remote!r})
+        except artifactsync.errors.RunIsLiveError as error:
+            print(error.hint)
+        with artifactsync.Run("another", remote={machine.remote!r}) as run:
+            print("a run of its own:", run.attempt)
+        """
+    )
+    hint, own = out.splitlines()
+    assert "start the script without `artifactsync run`" in hint
+    assert "takeover" not in hint  # it would end the command itself
+    assert own == "a run of its own: 1"
+
+
 def test_a_trainer_that_is_killed_leaves_what_was_complete(machine):
     _, err = machine.run(
         """

@@ -2,7 +2,7 @@
 
     python .ci/package_check.py                          build, look, and try each extra with this Python
     python .ci/package_check.py --python 3.10 3.13       the core and the light extras with those too
-    python .ci/package_check.py --extra s3 --pip         one extra, installed by pip itself
+    python .ci/package_check.py --python 3.12 --extra s3 --pip    one extra there, installed by pip itself
 
 Owns: the build, the environments, the table of sizes. Does not own: what is tried in them (`smoke.py`), the servers
 that s3, gcs and azure are tried against (`localstack/`), nor what the files must hold (`tests/test_packaging.py`).
@@ -160,9 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where wheel and sdist go")
     asked = parser.parse_args(arguments)
     wheel = asked.wheel.resolve() if asked.wheel else build(asked.dist.resolve())[0]
-    chosen = ["", *extras()] if asked.extra is None else asked.extra
-    pairs = [(sys.executable, extra) for extra in chosen]
-    pairs += [(python, extra) for python in asked.python for extra in (_LIGHT if asked.extra is None else chosen)]
+    if asked.extra is None:
+        pairs = [(sys.executable, extra) for extra in ["", *extras()]]
+        pairs += [(python, extra) for python in asked.python for extra in _LIGHT]
+    else:
+        pairs = [(python, extra) for python in asked.python or [sys.executable] for extra in asked.extra]
     print("| Python | extra | packages | MB | install, s |\n| --- | --- | --- | --- | --- |")
     for python, extra in pairs:
         tried = try_extra(wheel, python, extra, with_pip=asked.pip)

@@ -126,6 +126,8 @@ def logger(name: str, **options: object) -> None:
         log.start(resumed_at=None)
         for step in range(1, STEPS):
             log.log_metrics({"loss": 1 / step}, step)
+        for files in log.flush():
+            files.result()
         log.close()
     command("--remote", "bucket", "pull", "curves", "curves")
     assert [path for path in Path("curves").rglob("*") if path.is_file()]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactsync.cli.progress import byte_bar
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes, human_duration
@@ -34,7 +35,7 @@ Known without --pattern: Composer (ep1-ba100-rank0.pt), Lightning (epoch=1-step=
 (checkpoint-100/), and folders or files named after a step. Typed again, it adopts what has come since.
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.option("--pattern", metavar="REGEX", help="How steps are named, with a group called step.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be adopted.")
 @global_options

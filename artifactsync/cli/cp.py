@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactsync.cli.progress import byte_bar
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes, human_duration
@@ -31,7 +32,7 @@ Examples:
 Typed again, it continues an interrupted copy, or brings a copy up to date.
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.argument("remote2", metavar="REMOTE2")
 @click.option("--dry-run", is_flag=True, help="Show what would be copied, and write nothing.")
 @global_options

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactsync.cli.messages import show_log_messages
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.tables import Column
 from artifactsync.cli.terminal import printable
@@ -57,7 +58,7 @@ Examples:
   artifactsync ls --json | jq -r '.runs[].run_name'
 """,
 )
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_run_names)
 @click.option("--watch", "is_watching", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @click.option(
     "--every",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes
@@ -36,7 +37,7 @@ What somebody is pulling right now stays until the next prune. Leftovers of
 crashes and unfinished uploads go too, when they are old enough.
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.option("--keep-last", metavar="N", type=_ATLEAST_ONE, help="Keep the newest N.")
 @click.option("--keep-every", metavar="N", type=_ATLEAST_ONE, help="Keep one of every N steps.")
 @click.option("--keep-best", metavar="N", type=_ATLEAST_ONE, help="Keep the N with the best value of --metric.")

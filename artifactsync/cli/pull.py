@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from artifactsync.cli.progress import byte_bar
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.tree import show_tree
@@ -45,7 +46,7 @@ Files that are there already with the right bytes are not fetched again, so an
 interrupted pull is continued by typing it again.
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.argument("destination", metavar="[DEST]", required=False, type=click.Path(path_type=Path))
 @click.option("--checkpoint", metavar="WHICH", help="latest (default), best, none, or its name.")
 @click.option("--metric", metavar="NAME", help="The metric that decides which checkpoint is best.")

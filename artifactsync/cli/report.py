@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactsync.cli.failures import OutputClosedError
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes
@@ -35,7 +36,7 @@ Examples:
   artifactsync report 1657932618-infrared-ferret -o - > ferret.html
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.option(
     "--output", "-o", metavar="FILE", help="Where to write; '-' is stdout. RUN.html here unless given.", default=None
 )

@@ -13,6 +13,7 @@ import click
 
 from artifactsync.cli.failures import USAGE_EXIT_CODE
 from artifactsync.cli.progress import byte_bar
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes
@@ -38,7 +39,7 @@ Examples:
 Typed again, it finishes a removal that was interrupted. Exit code 5 while the run has a live writer.
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.option("--yes", "-y", is_flag=True, help="Do it, and do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show what would go, and remove nothing.")
 @global_options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import display_width, printable
 from artifactsync.cli.units import counted, human_bytes, human_duration, human_rate
@@ -28,7 +29,7 @@ Examples:
   watch -n 10 artifactsync status 1657932618-infrared-ferret
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @global_options
 @pass_session
 def command(session: Session, run: str) -> None:

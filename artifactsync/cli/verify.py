@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.units import counted, human_bytes
@@ -31,7 +32,7 @@ Examples:
 Exit code 4 when a file is damaged or missing.
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.option("--deep", is_flag=True, help="Read and hash every byte.")
 @global_options
 @click.pass_context

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from artifactsync.cli import cli
+from artifactsync.cli.application import cli
 from artifactsync.cli.completion import install
 from artifactsync.errors import ConfigurationError
+from tests.cli.conftest import Remote, make_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,20 +66,42 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
         install(cli, "bash", {}, tmp_path)
 
 
-def test_bash_completes_commands_and_options(tmp_path: Path, program: Path) -> None:
-    install(cli, "bash", {}, tmp_path)
-    script = f"""
-    . {tmp_path}/.bashrc
-    COMP_WORDS=(artifactsync pu); COMP_CWORD=1; _artifactsync_completion artifactsync; echo "${{COMPREPLY[*]}}"
-    COMPREPLY=(); COMP_WORDS=(artifactsync verify --de); COMP_CWORD=2; _artifactsync_completion artifactsync
-    echo "${{COMPREPLY[*]}}"
-    """
-    done = subprocess.run(
-        ["bash", "--norc", "-c", script],
-        env={"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path)},
+def completed(tmp_path: Path, program: Path, *typed: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """What bash offers after each of the half-typed lines, a line each."""
+    lines = [
+        f"COMPREPLY=(); COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; "
+        '_artifactsync_completion artifactsync; echo "${COMPREPLY[*]}"'
+        for line in typed
+    ]
+    return subprocess.run(
+        ["bash", "--norc", "-c", "\n".join([f". {tmp_path}/.bashrc", *lines])],
+        env={"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path), **environ},
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=60,
     )
-    assert done.stdout.splitlines() == ["pull push", "--deep"]
+
+
+def test_bash_completes_commands_options_and_runs(tmp_path: Path, program: Path, digits: Path, local: Remote) -> None:
+    make_run(local, "digits-2", local_root=tmp_path / "trainer2", steps=())
+    make_run(local, "other", local_root=tmp_path / "trainer2", steps=())
+    install(cli, "bash", {}, tmp_path)
+    lines = [
+        "artifactsync pu",
+        "artifactsync verify --de",
+        "artifactsync pull dig",
+        f"artifactsync --remote {local.url} rm o",
+    ]
+    done = completed(tmp_path, program, *lines, ARTIFACTSYNC_REMOTE=local.url)
+    assert done.stdout.splitlines() == ["pull push", "--deep", "digits digits-2", "other"]
+    assert done.stderr == ""
+
+
+def test_a_remote_that_does_not_answer_is_no_noise_in_the_line(tmp_path: Path, program: Path) -> None:
+    install(cli, "bash", {}, tmp_path)
+    nobody = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    done = completed(tmp_path, program, "artifactsync ls d", ARTIFACTSYNC_REMOTE="s3://bucket", **nobody)
+    assert (done.stdout, done.stderr) == ("\n", "")
+    done = completed(tmp_path, program, "artifactsync ls d")  # no remote at all
+    assert (done.stdout, done.stderr) == ("\n", "")

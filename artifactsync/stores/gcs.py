@@ -31,6 +31,7 @@ from artifactsync.errors import (
 from artifactsync.stores import gcs_errors, gcs_session
 from artifactsync.stores.body_stream import BodyStream
 from artifactsync.stores.encryption import check_gcs_answer
+from artifactsync.stores.gcs_download import Downloads
 from artifactsync.stores.keys import split_key
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
 
@@ -69,6 +70,7 @@ class GcsStore:
         self._kms_key_name: str | None = self._options.get("kms_key_name")
         self._lock = threading.Lock()
         self._client: storage.Client | None = None
+        self._downloads: Downloads | None = None
         self._was_answered = False
         self._bucket_was_seen = False
 
@@ -87,18 +89,27 @@ class GcsStore:
             return b""
         last = None if end is None else end - 1
         with self._errors(key):
+            bucket = self._bucket()
+            assert self._downloads is not None
             try:
-                data: bytes = self._blob(key).download_as_bytes(
-                    start=start or None,
-                    end=last,
-                    raw_download=True,  # the bytes as they were put, whatever Content-Encoding says
-                    checksum="crc32c",
-                    retry=None,
-                    timeout=self._timeout_s,
-                )
+                data = self._downloads.fetch(bucket, key, start, last, timeout_s=self._timeout_s)
+                if data is None:
+                    data = self._get_by_client(key, start, last)
             except api.RequestRangeNotSatisfiable:
                 data = b""
         self._bucket_was_seen = True
+        return data
+
+    def _get_by_client(self, key: str, start: int, last: int | None) -> bytes:
+        """The same by Google's client, which renews tokens."""
+        data: bytes = self._blob(key).download_as_bytes(
+            start=start or None,
+            end=last,
+            raw_download=True,  # the bytes as they were put, whatever Content-Encoding says
+            checksum="crc32c",
+            retry=None,
+            timeout=self._timeout_s,
+        )
         return data
 
     def put(self, key: str, body: Body | bytes) -> ObjectInfo:
@@ -217,6 +228,7 @@ class GcsStore:
         with self._lock:
             if self._client is None:
                 self._client = gcs_session.connect(self._options, self.url)
+                self._downloads = Downloads(self._client)
         payer = self._options.get("user_project") or self._options.get("requester_pays") or None
         return self._client.bucket(self._name, user_project=self._client.project if payer is True else payer)
 

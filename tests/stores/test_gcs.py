@@ -3,6 +3,7 @@ damaged bytes, credentials, and what the user is told."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 import traceback
@@ -150,6 +151,11 @@ class TestDamage:
         with pytest.raises(errors.TransientStoreError, match="damaged on their way"):
             store.get("a")
 
+    def test_a_download_that_was_damaged_once_is_asked_for_again(self, store, proxy):
+        store.put("a", bytes(5000))
+        proxy.add(FlipDownload(100), method="GET", times=1)
+        assert store.get("a") == bytes(5000)
+
     @pytest.mark.parametrize("end", [None, 4000])
     def test_a_download_that_breaks_off(self, store, proxy, end):
         store.put("a", bytes(5000))
@@ -195,6 +201,17 @@ class TestAnswers:
         proxy.add(Answer(403, body=b'{"error":{"code":403,"message":"rateLimitExceeded"}}'))
         with pytest.raises(errors.TransientStoreError):
             store.head("a")
+
+    @pytest.mark.parametrize(
+        ("key", "range_"), [("a", {}), ("a", {"start": 1, "end": 3}), ("a", {"start": 9}), ("b", {})]
+    )
+    def test_a_read_is_one_request_also_of_what_is_not_there(self, store, proxy, key, range_):
+        store.put("a", b"12345")
+        store.get("a")  # so that the bucket is known
+        before = len(proxy.seen())
+        with contextlib.suppress(errors.ObjectNotFoundError):
+            assert store.get(key, **range_) == b"12345"[range_.get("start", 0) : range_.get("end")]
+        assert len(proxy.seen()) == before + 1
 
     def test_an_upload_session_is_a_secret(self, store, proxy):
         for fault in (Answer(503), LoseAnswer(), Answer(418)):

@@ -40,8 +40,7 @@ class Backlog:
     """
 
     def __init__(self, *, max_running: int, max_pending_files: int, held_fds: int, keeps_room: bool = False) -> None:
-        self.changed = threading.Condition()
-        """The lock, notified when there is something to do or something is done. It guards all that follows."""
+        self._make_lock()
         self.schedule = Schedule(max_running, keeps_room=keeps_room)
         self.failures = Failures()
         self.pending_files = 0
@@ -72,7 +71,20 @@ class Backlog:
             for level, line in lines:
                 _log.log(level, "%s", line)
 
+    def _make_lock(self) -> None:
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        """The lock, notified when a worker may find something to do. It guards all else here."""
+        self.due = threading.Condition(lock)
+        """The same lock, notified when the keeper has to look anew: what is due, or that nothing is left. It is not
+        woken for each file: of many small ones that took as long as sending them."""
+
     # All that follows is called with the lock held.
+
+    def tell_all(self) -> None:
+        """Let the workers and the keeper look."""
+        self.changed.notify_all()
+        self.due.notify_all()
 
     def add(self, upload: Upload, fd: int | None, *, url: str) -> bool:
         """Put an upload in line, or let it fail because too many wait; says whether ``fd`` is held from now on.
@@ -110,7 +122,7 @@ class Backlog:
         self._leave(upload)
         upload.reported = True
         self._settled.append((upload, UploadError(f"the upload of {upload.key} was cancelled")))
-        self.changed.notify_all()
+        self.tell_all()
         return True
 
     def settle(self, upload: Upload, outcome: UploadedFile | ArtifactSyncError) -> None:
@@ -124,6 +136,8 @@ class Backlog:
             self._fail(upload, outcome)
         self._settled.append((upload, outcome))
         self.changed.notify_all()
+        if not self.pending_files:
+            self.due.notify_all()
 
     def abort(self) -> None:
         """Take nothing more, and give up what is not running."""
@@ -131,7 +145,7 @@ class Backlog:
         for upload in self.schedule.pending():
             if self.schedule.remove(upload):
                 self.settle(upload, UploadError(f"the uploader was closed before {upload.key} was durable"))
-        self.changed.notify_all()
+        self.tell_all()
 
     def log_later(self, level: int, line: str) -> None:
         """Log when the lock is released."""
@@ -139,7 +153,7 @@ class Backlog:
 
     def forget_in_child(self) -> None:
         """In a forked child, whose lock some thread of the parent may have held at that moment."""
-        self.changed = threading.Condition()
+        self._make_lock()
         for upload in self.schedule.pending():
             upload.release_fd()
             if upload.body is not None:

@@ -145,7 +145,7 @@ class Delivery:
         if self._politeness.is_watched and not self.was_answered:
             pause_s = min(pause_s, _FIRST_CONTACT_PAUSE_S)  # or the pause would outlast the deadline
         self._backlog.schedule.postpone(upload, now + pause_s)
-        self._backlog.changed.notify_all()
+        self._backlog.tell_all()
 
     def _given_up(self, upload: Upload, error: BaseException) -> ArtifactSyncError:
         if isinstance(error, (UploadError, AlreadyExistsError)):

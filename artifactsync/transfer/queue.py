@@ -171,7 +171,7 @@ class UploadQueue:
                 if self._backlog.pending_files:
                     at_exit.remember(self)
                     self._workers.ensure()
-                    self._backlog.changed.notify_all()
+                    self._backlog.changed.notify()  # one more is ready: one worker is enough
         finally:
             if fd is not None and not is_held:
                 os.close(fd)
@@ -258,7 +258,7 @@ class UploadQueue:
                 if upload not in kept and not self._backlog.cancel(upload):
                     upload.is_given_up = upload.reported = True
             self._backlog.schedule.hurry()
-            self._backlog.changed.notify_all()
+            self._backlog.tell_all()
 
     def abort(self) -> None:
         """Give up everything that is not durable, at once; running uploads stop at their next chunk."""
@@ -287,7 +287,7 @@ class UploadQueue:
                 if not self._delivery.was_answered:
                     # A remote that was never heard of: find out now, not after the pause.
                     self._backlog.schedule.hurry()
-                    self._backlog.changed.notify_all()
+                    self._backlog.tell_all()
             yield
         finally:
             self._politeness.watch(-1)
@@ -334,7 +334,7 @@ class UploadQueue:
     def _accept_no_more(self) -> None:
         with self._backlog.changed:
             self._backlog.is_closed = True
-            self._backlog.changed.notify_all()  # workers without work end
+            self._backlog.tell_all()  # workers without work end
 
     def _cancel(self, upload: Upload) -> bool:
         if os.getpid() != self._pid:

@@ -101,7 +101,7 @@ class Workers:
                 timeout_s = _TICK_S if due_s is None else max(0.0, due_s - now)
                 if backlog.schedule.running():
                     timeout_s = min(timeout_s, _TICK_S)
-                wait_on(backlog.changed, timeout_s, self._clock)
+                wait_on(backlog.due, timeout_s, self._clock)
 
     def _work(self) -> None:
         """A worker thread: run uploads until there has been none for a while."""

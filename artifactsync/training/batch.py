@@ -5,14 +5,11 @@ Invariant: a batch is tensors in nested dicts, lists and tuples; whatever else i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from artifactsync.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -35,9 +32,9 @@ def count_samples(batch: Any) -> int:
     Raises:
         ConfigurationError: there is no such tensor.
     """
-    for tensor in _tensors(batch):
-        if tensor.ndim:
-            return int(tensor.shape[0])
+    samples = _first_length(batch)
+    if samples is not None:
+        return samples
     raise ConfigurationError(
         f"cannot tell how many samples a batch of type {type(batch).__name__} has",
         hint="give batches of tensors whose first dimension counts samples",
@@ -73,12 +70,12 @@ def _part(batch: Any, samples: int, start: int, end: int) -> Any:
     return batch
 
 
-def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+def _first_length(batch: Any) -> int | None:
     if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        for part in batch.values():
-            yield from _tensors(part)
-    elif isinstance(batch, (list, tuple)):
-        for part in batch:
-            yield from _tensors(part)
+        return int(batch.shape[0]) if batch.ndim else None
+    if isinstance(batch, (list, tuple, dict)):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            samples = _first_length(part)
+            if samples is not None:
+                return samples
+    return None

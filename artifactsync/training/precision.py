@@ -9,6 +9,7 @@ import torch
 
 from artifactsync.errors import ConfigurationError
 
+_NOTHING = nullcontext()
 _AUTOCAST = {"fp32": None, "amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
 
 
@@ -37,5 +38,5 @@ class Precision:
     def context(self) -> AbstractContextManager[Any]:
         """Surrounds the forward pass and the loss."""
         if self._dtype is None:
-            return nullcontext()
+            return _NOTHING
         return torch.autocast(self._device_type, dtype=self._dtype)

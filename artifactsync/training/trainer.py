@@ -1,28 +1,24 @@
 """``Trainer``: a training loop small enough to read in one sitting, exact enough to be interrupted anywhere.
 
-Owns: the order of things: load, epochs, batches, events, logs, checkpoints, the end. Does not own: what a step does
-(``step``), where data comes from (``dataloader``), what is loaded first (``loading``), what is saved (``state``), how
-it becomes durable (``run``), or how the end is gone about (``ending``).
+Owns: what users call, and the order: load, train, evaluate, end. Does not own: the loop itself (``loop``), what a step
+does (``step``), where data comes from (``dataloader``), what is loaded first (``loading``), what is saved (``state``),
+how it becomes durable (``run``), or how the end is gone about (``ending``).
 
 Invariant: a run that was killed and resumed any number of times ends with the same bytes as one that never was.
 """
 
 from __future__ import annotations
 
-import time
-import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from artifactsync.batch import StopSignal, placement
+from artifactsync.batch import StopSignal
 from artifactsync.checkpoint.rng import seed_all
 from artifactsync.errors import ConfigurationError
-from artifactsync.loggers.logger import Logger, LoggerDestination
-from artifactsync.loggers.metrics_file import MetricsFile
+from artifactsync.loggers.logger import Logger
 from artifactsync.loggers.run_context import context_of_run
-from artifactsync.training.batch import count_samples, count_tokens, to_device
 from artifactsync.training.callback import Callback, CallbackTable
 from artifactsync.training.callbacks import CheckpointSaver, ProgressBar
 from artifactsync.training.dataloader import ResumableLoader
@@ -30,7 +26,9 @@ from artifactsync.training.ending import Ending
 from artifactsync.training.evaluation import evaluate
 from artifactsync.training.event import Event
 from artifactsync.training.loading import Loading, load
+from artifactsync.training.loop import Loop
 from artifactsync.training.model import TrainableModel
+from artifactsync.training.parts import best_device, default_optimizer, listed, loggers_of
 from artifactsync.training.precision import Precision
 from artifactsync.training.ranks import Ranks
 from artifactsync.training.run_access import agreed_run_name, open_run
@@ -38,18 +36,15 @@ from artifactsync.training.schedule import schedule_of
 from artifactsync.training.state import State
 from artifactsync.training.step import TrainStep
 from artifactsync.training.time import Time, TimeUnit
-from artifactsync.transfer.remote_uploader_downloader import RemoteUploaderDownloader
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from typing_extensions import Self
 
     from artifactsync.run import RetentionPolicy
     from artifactsync.training.profiler import Profiler
-
-_NO_BATCH = object()
 
 
 class Trainer:
@@ -154,29 +149,20 @@ class Trainer:
         self._stop = StopSignal() if save_on_stop else None
         self._eval_dataloader, self._eval_metrics = eval_dataloader, dict(eval_metrics or {})
         self._eval_schedule = schedule_of(eval_interval)
-        self._steps_schedulers_every_batch = step_schedulers_every_batch
         self._upload_timeout_s = upload_timeout_s
         trainable = TrainableModel(model, loss_fn)
-        where = torch.device(device) if device is not None else _best_device()
+        where = torch.device(device) if device is not None else best_device()
         self._ranks = Ranks(where)
         self._precision = Precision(precision, where)
         if device_train_microbatch_size is not None and device_train_microbatch_size < 1:
             raise ConfigurationError(
                 f"device_train_microbatch_size is {device_train_microbatch_size}", hint="it counts samples, from 1"
             )
-        uploaders = [each for each in _listed(loggers) if isinstance(each, RemoteUploaderDownloader)]
-        destinations = [each for each in _listed(loggers) if not isinstance(each, RemoteUploaderDownloader)]
-        for each in destinations:
-            if not isinstance(each, LoggerDestination):
-                raise ConfigurationError(
-                    f"{type(each).__name__} is no logger", hint="derive it from artifactsync.loggers.LoggerDestination"
-                )
-        if metrics_file and placement().rank == 0 and not any(isinstance(each, MetricsFile) for each in destinations):
-            destinations.append(MetricsFile())
+        uploaders, destinations = loggers_of(loggers, metrics_file=metrics_file)
         self._model = trainable
         model.to(where)
         trainable.called = self._ranks.wrap(model)
-        own = [*([profiler] if profiler is not None else []), *_listed(callbacks)]
+        own = [*listed(profiler), *listed(callbacks)]
         if save_folder is not None and not any(isinstance(callback, CheckpointSaver) for callback in own):
             own.append(
                 CheckpointSaver(
@@ -190,7 +176,7 @@ class Trainer:
         if progress_bar and self._ranks.is_first:
             own.append(ProgressBar())
         duration = None if max_duration is None else Time.of(max_duration)
-        given_optimizers = _listed(optimizers) if optimizers is not None else [_default_optimizer(model)]
+        given_optimizers = listed(optimizers) if optimizers is not None else [default_optimizer(model)]
         drawn = seed if seed is not None else int(torch.empty((), dtype=torch.int64).random_(2**31).item())
         seed = self._ranks.agreed(drawn)
         train_dataloader = self._ranks.share(train_dataloader, seed)
@@ -212,7 +198,7 @@ class Trainer:
             run_name=name,
             model=model,
             optimizers=given_optimizers,
-            schedulers=_listed(schedulers),
+            schedulers=listed(schedulers),
             device=where,
             max_duration=duration,
             train_dataloader=loader,
@@ -225,7 +211,7 @@ class Trainer:
         )
         """All that training is now."""
         self._callbacks = CallbackTable(own, self.state, self.logger)
-        self._step = TrainStep(
+        step = TrainStep(
             self.state,
             trainable,
             self._precision,
@@ -234,9 +220,17 @@ class Trainer:
             clip_norm=clip_grad_norm,
             ranks=self._ranks,
         )
-        self._batches: Iterator[Any] | None = None  # of the running epoch
-        self._loaded: dict[str, Any] | None = None  # whose random state is still to be set
         self._ending = Ending(self.run, uploaders, self._callbacks, self.logger, self._ranks)
+        self._loop = Loop(
+            self.state,
+            step,
+            self._callbacks,
+            self._ranks,
+            self._ending,
+            stop=self._stop,
+            evaluate_if_due=self._eval_if_due,
+            steps_schedulers_every_batch=step_schedulers_every_batch,
+        )
         loading = Loading(
             autoresume=autoresume,
             path=load_path,
@@ -260,10 +254,10 @@ class Trainer:
         self.logger.open(context_of_run(self.run))
         self._callbacks.run(Event.INIT)
         loaded = load(loading, state, self.run, self._ranks)
-        self._loaded, resumed_at = loaded.saved, loaded.resumed_at
-        self.logger.start(resumed_at=resumed_at)
+        self._loop.go_on_from(loaded.saved)
+        self.logger.start(resumed_at=loaded.resumed_at)
         self.logger.step = state.timestamp.batch
-        if resumed_at is None:
+        if loaded.resumed_at is None:
             settings = {"seed": state.seed, "max_duration": str(state.max_duration), "precision": self._precision.name}
             self.logger.log_hyperparameters(settings)
         self._callbacks.run(Event.AFTER_LOAD)
@@ -294,83 +288,13 @@ class Trainer:
             self._callbacks.run(Event.FIT_START)
             with nullcontext() if self._stop is None else self._stop:
                 while not state.is_done:
-                    self._fit_epoch(state.train_dataloader)
+                    self._loop.run_epoch(state.train_dataloader)
             self._callbacks.run(Event.FIT_END)
             self.logger.flush()
         except BaseException:
             self._ending.fail(self._stop)
             raise
         self.run.wait(self._upload_timeout_s)
-
-    def _fit_epoch(self, loader: ResumableLoader) -> None:
-        state, run_event = self.state, self._callbacks.run
-        if self._batches is None:
-            self._batches = self._start_epoch(loader)
-        state.model.train()
-        if state.timestamp.batch_in_epoch == 0:
-            run_event(Event.EPOCH_START)
-        before = time.perf_counter()
-        while True:
-            run_event(Event.BEFORE_DATALOADER)
-            state.batch = next(self._batches, _NO_BATCH)
-            if state.batch is _NO_BATCH:
-                break
-            run_event(Event.AFTER_DATALOADER)
-            samples, tokens = count_samples(state.batch), count_tokens(state.batch)
-            if not tokens and state.max_duration and state.max_duration.unit is TimeUnit.TOKEN:
-                raise ConfigurationError(
-                    "max_duration counts tokens, but a batch has none: it would never end",
-                    hint="give batches with input_ids, or a max_duration in batches, samples or epochs",
-                )
-            state.batch = to_device(state.batch, state.device)
-            run_event(Event.BATCH_START)
-            count = self._ranks.counting(samples, tokens, self._stop)
-            self._step.run(samples)
-            now = time.perf_counter()
-            samples, tokens, duration_s = count(now - before)
-            state.timestamp = state.timestamp.to_next_batch(samples=samples, tokens=tokens, duration_s=duration_s)
-            before = now
-            self._end_batch()
-            if self._stop is not None and self._ranks.must_stop(self._stop) and not state.is_done:
-                self._ending.stop(self._stop, state)
-            if state.is_done and not state.is_epoch_over:
-                return  # the next fit goes on in the middle of this epoch
-        self._batches = state.batch = None
-        if state.timestamp.batch_in_epoch == 0:
-            raise ConfigurationError("the train_dataloader gave no batches", hint="check its dataset and drop_last")
-        self._end_epoch(loader)
-
-    def _start_epoch(self, loader: ResumableLoader) -> Iterator[Any]:
-        """Begin the next epoch, or go on in the one that was resumed."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is not None:
-            self.state.restore_rng(loaded)
-        batches = loader.start_epoch(self.state.timestamp.epoch)
-        if loaded is not None and self.state.timestamp.batch_in_epoch:
-            self.state.restore_rng(loaded)
-        return batches
-
-    def _end_batch(self) -> None:
-        state, run_event = self.state, self._callbacks.run
-        if self._steps_schedulers_every_batch:
-            for scheduler in state.schedulers:
-                scheduler.step()
-        self.logger.step = state.timestamp.batch
-        self.logger.log_metrics({"loss/train/total": state.loss})
-        run_event(Event.BATCH_END)
-        self._eval_if_due(Event.BATCH_END)
-        run_event(Event.BATCH_CHECKPOINT)
-
-    def _end_epoch(self, loader: ResumableLoader) -> None:
-        state, run_event = self.state, self._callbacks.run
-        loader.end_epoch()
-        if not self._steps_schedulers_every_batch:
-            for scheduler in state.schedulers:
-                scheduler.step()
-        state.timestamp = state.timestamp.to_next_epoch()
-        run_event(Event.EPOCH_END)
-        self._eval_if_due(Event.EPOCH_END)
-        run_event(Event.EPOCH_CHECKPOINT)
 
     # -- evaluation -----------------------------------------------------------------------------------------------
 
@@ -415,7 +339,7 @@ class Trainer:
         Raises:
             NotDurableError: something could not be made durable.
         """
-        self._batches = None  # ends its workers
+        self._loop.close()
         self._ending.complete(self._upload_timeout_s)
 
     def __enter__(self) -> Self:
@@ -426,23 +350,3 @@ class Trainer:
             self.close()
         else:
             self._ending.abandon()
-
-
-def _listed(value: Any) -> list[Any]:
-    """One or several or none, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _best_device() -> torch.device:
-    if torch.cuda.is_available():
-        if placement().world_size > 1:
-            torch.cuda.set_device(placement().local_rank % torch.cuda.device_count())
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _default_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    warnings.warn("no optimizers were given: SGD with learning rate 0.1 is used", UserWarning, stacklevel=3)
-    return torch.optim.SGD(model.parameters(), lr=0.1)

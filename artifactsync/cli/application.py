@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from artifactsync._version import __version__
-from artifactsync.cli import adopt, completion, cp, doctor, ls, prune, pull, push, report, rm, run, status, verify
+from artifactsync.cli import adopt, completion, cp, doctor, ls, prune, pull, push, report, rm, run, status, ui, verify
 from artifactsync.cli.failures import (
     INTERRUPTED_EXIT_CODE,
     OUTPUT_CLOSED_EXIT_CODE,
@@ -98,6 +98,7 @@ for _command in (
     push.command,
     status.command,
     report.command,
+    ui.command,
     verify.command,
     prune.command,
     cp.command,
@@ -135,8 +136,9 @@ def _run(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except _EndedError as ended:
         return _end_once(ended.__cause__ or ended, arguments)
-    except SystemExit:  # click's answer to a reader that went away while it wrote the help
-        return OUTPUT_CLOSED_EXIT_CODE
+    except SystemExit as ended:
+        # click's own: it has completed what was typed after Tab, or the reader of the help went away.
+        return 0 if ended.code == 0 else OUTPUT_CLOSED_EXIT_CODE
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 (the end of the program: every failure ends here)
         return _end_once(error, arguments)
     return result if isinstance(result, int) else 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.errors import ConfigurationError, DamagedError
 from artifactsync.journal.growing_set import GrowingSet
-from artifactsync.journal.record import Kind, Record, decode_metrics, encode_metrics
+from artifactsync.journal.record import GREATEST, Kind, Record, decode_metrics, encode_metrics
 from artifactsync.journal.timing import NOTHING, read_timing
 from artifactsync.naming.layout import check_relative
 
@@ -96,16 +96,16 @@ class Checkpoint:
         try:
             return cls(
                 name=str(body["name"]),
-                step=int(body["step"]),
-                epoch=int(body["epoch"]),
-                batch=int(body["batch"]),
+                step=_whole(body["step"]),
+                epoch=_whole(body["epoch"]),
+                batch=_whole(body["batch"]),
                 attempt=record.attempt,
                 metrics=MappingProxyType(decode_metrics(body.get("metrics") or {})),
                 files=tuple(
                     CheckpointFile(
                         path=check_relative(file["path"]),
                         key=f"{run_name}/{check_relative(file['key'])}",
-                        size=int(file["size"]),
+                        size=_whole(file["size"]),
                         sha256=str(file["sha256"]),
                     )
                     for file in body["files"]
@@ -114,7 +114,7 @@ class Checkpoint:
                 seq=record.seq,
                 timing=read_timing(body.get("timing")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DamagedError(f"commit record {record.seq} is malformed ({error})", url=url) from error
 
 
@@ -317,6 +317,17 @@ def after(catalogue: Catalogue, record: Record, *, run_name: str, url: str) -> C
     if record.kind is Kind.FINISH:
         return replace(catalogue, finished=str(record.body.get("state", "")), seq=record.seq)
     return replace(catalogue, seq=record.seq)
+
+
+def _whole(value: Any) -> int:
+    """A number of a record.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is none, or no number of anything here.
+    """
+    if not -GREATEST <= float(value) <= GREATEST:
+        raise ValueError("a number that is too great")
+    return int(value)
 
 
 def _order(checkpoint: Checkpoint) -> tuple[int, int, int]:

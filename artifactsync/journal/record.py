@@ -22,6 +22,9 @@ from artifactsync.journal.untrusted_json import read_json
 FORMAT = 1
 """Version of the record format that this code writes, and the newest that it reads."""
 
+GREATEST = 1 << 63
+"""Of the numbers that a record or a heartbeat tells, which may be hostile: more is no number of anything here."""
+
 
 class Kind(str, Enum):
     """What a record says."""
@@ -110,6 +113,7 @@ class Record:
             ("writer", dict),
             ("totals", dict),
             ("body", dict),
+            ("time", str),
         ):
             if not isinstance(getattr(self, name), kind) or isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} is no {kind.__name__}")

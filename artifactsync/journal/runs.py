@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.errors import DamagedError, NewerFormatError, ObjectNotFoundError, RunNameError
 from artifactsync.journal.heartbeat import INTERVAL_S
 from artifactsync.journal.log import JournalLog, Slot
-from artifactsync.journal.record import Kind
+from artifactsync.journal.record import GREATEST, Kind
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.naming import validate_run_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from artifactsync.stores.protocol import Store
 
 _THREADS = 32  # they wait for answers: 0.2 ms of a core for each, 30 ms of time on a real network
@@ -50,11 +52,19 @@ class RunSummary:
 
 def list_runs(store: Store) -> list[RunSummary]:
     """List the runs under a store's root, the newest commit first; runs without a commit last, by name."""
-    names = sorted(name for name in store.list_folders() if _is_run_name(name))
-    with ThreadPoolExecutor(min(_THREADS, max(1, len(names))), thread_name_prefix="artifactsync-runs") as pool:
-        found = pool.map(lambda name: _summarise(store, name), names)
-        summaries = [summary for summary in found if summary is not None]
+    summaries = [summary for summary in summarise_runs(store, run_names(store)) if summary is not None]
     return sorted(summaries, key=lambda summary: summary.last_commit_at or "", reverse=True)
+
+
+def run_names(store: Store) -> list[str]:
+    """The folders under a store's root that a run may be in, sorted: one listing, and none of them is looked into."""
+    return sorted(name for name in store.list_folders() if _is_run_name(name))
+
+
+def summarise_runs(store: Store, names: Sequence[str]) -> list[RunSummary | None]:
+    """One line for each of some runs, in the order of ``names``; None where there is nothing of a run."""
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(names))), thread_name_prefix="artifactsync-runs") as pool:
+        return list(pool.map(lambda name: _summarise(store, name), names))
 
 
 def _summarise(store: Store, run_name: str) -> RunSummary | None:
@@ -74,7 +84,7 @@ def _summarise(store: Store, run_name: str) -> RunSummary | None:
         size_bytes = sum(info.size_bytes for info in objects if not info.key.startswith(log.layout.house))
     return RunSummary(
         run_name=run_name,
-        last_step=totals.get("last_step"),
+        last_step=step_of(totals),
         checkpoints=checkpoints,
         bytes=size_bytes,
         state=state_of(head, beat_at=_beat_at(log) if head and _is_in_doubt(head) else None),
@@ -82,8 +92,14 @@ def _summarise(store: Store, run_name: str) -> RunSummary | None:
     )
 
 
+def step_of(totals: Mapping[str, Any]) -> int | None:
+    """Step of the checkpoint that a resume takes, as a record's totals, which may be hostile, say it."""
+    step = totals.get("last_step")
+    return step if isinstance(step, int) and not isinstance(step, bool) and abs(step) <= GREATEST else None
+
+
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= GREATEST else 0
 
 
 def _beat_at(log: JournalLog) -> datetime | None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.journal.heartbeat import read_heartbeat
-from artifactsync.journal.runs import state_of
+from artifactsync.journal.record import GREATEST
+from artifactsync.journal.runs import state_of, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +60,7 @@ def read_status(store: Store, log: JournalLog) -> RunStatus:
     gauge: Mapping[str, Any] = beat.gauge if beat and beat.attempt == attempt else {}
     state = state_of(head, beat_at=beat_at)
     is_over = state != "running"
-    durable_step = head.record.totals.get("last_step") if head else None
+    durable_step = step_of(head.record.totals) if head else None
     local_step = _number(gauge.get("local_step"))  # of the last heartbeat, which may be older than the last commit
     return RunStatus(
         run_name=log.layout.run_name,
@@ -77,4 +78,5 @@ def read_status(store: Store, log: JournalLog) -> RunStatus:
 
 
 def _number(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and -GREATEST <= value <= GREATEST else None  # neither infinite nor NaN

@@ -1,6 +1,7 @@
 """What the page of a run says: read from the remote, put in order.
 
-Owns: ``build_report``. Does not own: how it looks (``page``, ``charts``).
+Owns: ``build_report``, and the parts that it is made of, which ``ui`` shows too. Does not own: how it looks (``page``,
+``charts``).
 
 Invariant: it reads and never writes; what cannot be read is named on the page, and the rest is shown.
 """
@@ -16,6 +17,7 @@ from artifactsync.errors import redact_url
 from artifactsync.report.charts import Lane, draw_curve, draw_timeline
 from artifactsync.report.curves import Curve
 from artifactsync.report.metrics import Curves, read_curves
+from artifactsync.report.moments import moment_of
 from artifactsync.report.page import card, cards, page, table, totals
 from artifactsync.report.text import escaped, number, seconds, size
 
@@ -31,7 +33,8 @@ MAX_CARDS = 60
 _MAX_LISTED = 200
 _MAX_ROWS = 100
 _MAX_LANES = 40
-_STATES = frozenset({"completed", "preempted", "failed", "running"})
+STATES = frozenset({"completed", "preempted", "failed", "running"})
+"""Those that the style sheet knows; any other word of a record is shown as ``unknown``."""
 _TIMINGS = (
     ("stall_s", "training stood still per save, s"),
     ("written_s", "from save to this disk, s"),
@@ -69,16 +72,13 @@ def build_report(run: Run, *, now: datetime | None = None) -> Report:
     status = run.status()  # first: it says so if there is no such run
     history = run.history()
     curves = read_curves(run, run.contents(), history.checkpoints)
-    alive = ", alive" if status.alive else ""
-    kind = status.state if status.state in _STATES else "unknown"
-    resumed_at = [story.after.step for story in history.attempts if story.after is not None]
     body = [
         f"<h1>{escaped(run.name)}</h1>",
-        f'<p><span class="state {kind}">{escaped(status.state)}</span>{alive}, as of {now:%Y-%m-%d %H:%M:%S} UTC</p>',
+        f"<p>{state_part(status)}, as of {now:%Y-%m-%d %H:%M:%S} UTC</p>",
         f'<p class="faint">{escaped(redact_url(run.remote), at_most=300)}</p>',
-        totals(_totals(status, history)),
-        *_metrics(curves, resumed_at),
-        *_checkpoints(history, status, now),
+        totals_part(status, history),
+        *metrics_part(curves, history),
+        *checkpoints_part(history, status, now),
         f'<p class="note">made by artifactsync {escaped(__version__)} from the journal'
         + "".join(f" and {escaped(source)}" for source in curves.sources)
         + "</p>",
@@ -92,12 +92,19 @@ def build_report(run: Run, *, now: datetime | None = None) -> Report:
     )
 
 
-def _totals(status: RunStatus, history: History) -> list[tuple[str, str]]:
+def state_part(status: RunStatus) -> str:
+    """The run's state in its colour, and whether it is alive."""
+    kind = status.state if status.state in STATES else "unknown"
+    return f'<span class="state {kind}">{escaped(status.state)}</span>{", alive" if status.alive else ""}'
+
+
+def totals_part(status: RunStatus, history: History) -> str:
+    """The figures of the run as a whole."""
     kept = [c for c in history.checkpoints if c.seq not in history.retired]
     stalls = [c.timing["stall_s"] for c in history.checkpoints if "stall_s" in c.timing]
     sizes = {file.key: file.size for c in kept for file in c.files}
     waiting = f"{status.pending_files:,} files, {size(status.pending_bytes)}" if status.pending_files else "none"
-    return [
+    figures = [
         ("durable step", "-" if status.durable_step is None else f"{status.durable_step:,}"),
         ("checkpoints", f"{len(kept):,}" + (f" of {len(history.checkpoints):,}" if history.retired else "")),
         ("their size", size(sum(sizes.values()))),
@@ -105,9 +112,12 @@ def _totals(status: RunStatus, history: History) -> list[tuple[str, str]]:
         ("all stalls together", seconds(sum(stalls)) if stalls else "-"),
         ("waiting for upload", waiting),
     ]
+    return totals(figures)
 
 
-def _metrics(curves: Curves, resumed_at: Sequence[int]) -> list[str]:
+def metrics_part(curves: Curves, history: History) -> list[str]:
+    """A drawing of each metric, and what could not be read."""
+    resumed_at = [story.after.step for story in history.attempts if story.after is not None]
     parts = ["<h2>Metrics</h2>"]
     if not curves.by_name:
         parts.append('<p class="faint">None were mirrored yet: no metrics file, no log, no metrics of checkpoints.</p>')
@@ -133,7 +143,8 @@ def _card(curve: Curve, resumed_at: Sequence[int]) -> str:
     return card(curve.name, draw_curve(curve, resumed_at=resumed_at), "; ".join(notes))
 
 
-def _checkpoints(history: History, status: RunStatus, now: datetime) -> list[str]:
+def checkpoints_part(history: History, status: RunStatus, now: datetime) -> list[str]:
+    """The timeline, what saving cost, the attempts, the checkpoints."""
     if not history.attempts and not history.checkpoints:
         return ["<h2>Checkpoints</h2>", '<p class="faint">The run has no journal: nothing was ever committed.</p>']
     parts = ["<h2>Attempts and checkpoints</h2>"]
@@ -192,14 +203,16 @@ def _attempt_table(history: History) -> str:
 
 
 def _lane(story: AttemptStory, history: History, status: RunStatus, now: datetime) -> Lane | None:
-    began = _moment(story.began_at)
+    began = moment_of(story.began_at)
     if began is None:
         return None
     own = [c for c in history.checkpoints if c.attempt == story.number]
     is_running = status.alive and story.number == history.attempts[-1].number
-    ended = now if is_running else _moment(story.ended_at) or began
-    state = story.state if story.state in _STATES else "unknown"
-    marks = [(at, c.seq not in history.retired, _words(c)) for c in own if (at := _moment(c.committed_at)) is not None]
+    ended = now if is_running else moment_of(story.ended_at) or began
+    state = story.state if story.state in STATES else "unknown"
+    marks = [
+        (at, c.seq not in history.retired, _words(c)) for c in own if (at := moment_of(c.committed_at)) is not None
+    ]
     after = f", after {story.after.name}" if story.after else ""
     ending = "running" if is_running else story.state or "no word of its end"
     return Lane(
@@ -220,15 +233,6 @@ def _timing_card(history: History, field: str, title: str) -> str:
     return _card(curve, []) if curve.count else ""
 
 
-def _moment(text: str | None) -> datetime | None:
-    """A time from a record, which may be hostile."""
-    try:
-        moment = datetime.fromisoformat(text or "")
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
-    except (ValueError, OverflowError):
-        return None
-
-
 def _shown(text: str) -> str:
-    moment = _moment(text)
+    moment = moment_of(text)
     return f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "-"

@@ -89,9 +89,15 @@ def _grid(y: _Axis, has_values: bool) -> list[str]:
         return []
     ticks = sorted({y.low, y.middle(), y.high})
     lines = [f'<line class="grid" x1="{_LEFT}" y1="{y(v)}" x2="{WIDTH - _RIGHT}" y2="{y(v)}"/>' for v in ticks]
-    digits = next((n for n in (3, 4, 5) if len({f"{v:.{n}g}" for v in ticks}) == len(ticks)), 6)
-    texts = [f'<text class="tick end" x="{_LEFT - 5}" y="{y(v) + 3.5:.1f}">{v:.{digits}g}</text>' for v in ticks]
+    digits = next((n for n in (3, 4, 5) if len({_tick(v, n) for v in ticks}) == len(ticks)), 6)
+    texts = [f'<text class="tick end" x="{_LEFT - 5}" y="{y(v) + 3.5:.1f}">{_tick(v, digits)}</text>' for v in ticks]
     return lines + texts
+
+
+def _tick(value: float, digits: int) -> str:
+    """A value at the axis, where eight characters have room."""
+    is_whole = 10**digits <= abs(value) < 10**6  # as many digits as 1.26e+03 has signs, and read at once
+    return f"{value:.0f}" if is_whole else f"{value:.{digits}g}"
 
 
 class Lane:

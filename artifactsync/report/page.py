@@ -14,7 +14,7 @@ from artifactsync.report.text import escaped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_STYLE = """
+STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--card:#f6f7f9;--ink:#1a1d21;--faint:#5d6670;--grid:#d9dde2;
 --curve:#1f6feb;--good:#1a7f37;--bad:#c62828;--warn:#9a6700;--gone:#8b949e}
 @media (prefers-color-scheme:dark){:root{--paper:#0f1216;--card:#181c22;--ink:#e8eaed;--faint:#9aa4af;--grid:#2c333b;
@@ -32,7 +32,7 @@ p{margin:4px 0}.faint,.note{color:var(--faint);font-size:13px;overflow-wrap:anyw
 .totals dt{color:var(--faint);font-size:12px}.totals dd{margin:0;font-size:17px;font-variant-numeric:tabular-nums}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:12px}
 .card{background:var(--card);border-radius:8px;padding:10px 10px 6px;min-width:0}
-svg{display:block;width:100%;height:auto}
+svg{display:block;width:100%;max-width:520px;height:auto}
 .tick{font-size:10px;fill:var(--faint);font-variant-numeric:tabular-nums}.end{text-anchor:end}
 .grid{stroke:var(--grid);stroke-width:1}.resume{stroke:var(--warn);stroke-width:1;stroke-dasharray:3 3}
 .broken{stroke:var(--bad);stroke-width:1.5}
@@ -44,6 +44,8 @@ th,td{text-align:right;padding:5px 8px;border-bottom:1px solid var(--grid);white
 th{color:var(--faint);font-weight:500}th:first-child,td:first-child{text-align:left}
 td.text,th.text{text-align:left}tr.gone td{color:var(--gone)}
 """
+"""The style sheet, of ``ui`` too."""
+
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -61,7 +63,7 @@ def page(title: str, body: Sequence[str]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escaped(title)}</title>",
-            f"<style>{_STYLE}</style></head><body>",
+            f"<style>{STYLE}</style></head><body>",
             *body,
             "</body></html>",
             "",

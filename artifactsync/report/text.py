@@ -11,16 +11,28 @@ import math
 import unicodedata
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # letters and marks that fonts show as nothing
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def escaped(text: object, *, at_most: int = 120) -> str:
     """Text for between tags and within quoted attributes."""
+    return html.escape(visible(text, at_most=at_most), quote=True)
+
+
+def visible(text: object, *, at_most: int) -> str:
+    """Text without anything that hides or turns it; not escaped yet."""
     shown = str(text)
     if len(shown) > at_most:
         shown = shown[: at_most - 1] + "…"
-    visible = "".join(c if unicodedata.category(c) not in _INVISIBLE else f"\\u{ord(c):04x}" for c in shown)
-    return html.escape(visible, quote=True)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(c if _is_visible(c) else f"\\u{ord(c):04x}" for c in shown)
+
+
+def _is_visible(char: str) -> bool:
+    category = unicodedata.category(char)
+    return char == " " if category == "Zs" else category not in _INVISIBLE and char not in _BLANK
 
 
 def number(value: float) -> str:
@@ -43,6 +55,7 @@ def seconds(value: float | None) -> str:
 
 def size(size_bytes: float) -> str:
     """A number of bytes."""
+    size_bytes = min(size_bytes, 1 << 90)  # a record may say more than a float holds
     for unit in _UNITS:
         if size_bytes < 1024 or unit == _UNITS[-1]:  # noqa: PLR2004 (KiB and so on)
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.3g} {unit}"

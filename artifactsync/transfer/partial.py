@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from artifactsync.transfer.folder import Folder
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PLENTY = 4  # times the length of the file
 _NAME_BYTES = 200  # of the destination's name in the temporary name, so that the whole stays below 255
 
 
@@ -256,12 +257,25 @@ def _lock(fd: int) -> bool:
 
 
 def _allocate(fd: int, size_bytes: int) -> None:
-    """Reserve the space now, so that a full disk is known before hours of download."""
+    """Reserve the space now, so that a full disk is known before hours of download.
+
+    Not where there is room many times over: in a file system in memory that takes a quarter of a second for each GiB,
+    in which nothing is fetched yet, and one without such a call is written to twice.
+    """
     if size_bytes == 0 or os.fstat(fd).st_size == size_bytes:
         return
     try:
-        os.posix_fallocate(fd, 0, size_bytes)
+        if not _is_there_plenty(fd, size_bytes):
+            os.posix_fallocate(fd, 0, size_bytes)
     except (AttributeError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise
-        os.ftruncate(fd, size_bytes)
+    os.ftruncate(fd, size_bytes)
+
+
+def _is_there_plenty(fd: int, size_bytes: int) -> bool:
+    try:
+        room = os.fstatvfs(fd)
+    except (AttributeError, OSError):
+        return False
+    return room.f_bavail * room.f_frsize > _PLENTY * size_bytes

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.checkpoint.frozen import is_frozen_name, join
 from artifactsync.checkpoint.load import load_file, names_beside
 from artifactsync.checkpoint.local_run import LocalRun
+from artifactsync.checkpoint.node_files import forget_others, leave
 from artifactsync.checkpoint.pt_part import PtPart, storage_addresses
 from artifactsync.checkpoint.selecting import select
 from artifactsync.checkpoint.zip_layout import IndivisibleError
@@ -23,7 +24,6 @@ from artifactsync.transfer.ranges import RangeReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from artifactsync.run import Checkpoint, CheckpointFile, Run
 
@@ -38,6 +38,7 @@ def load_only(
     *,
     map_location: Any = "cpu",
     strict: bool = True,
+    readers: int = 1,
 ) -> dict[Any, Any]:
     """What the patterns take of one file of a checkpoint.
 
@@ -53,6 +54,7 @@ def load_only(
         patterns: As for ``selecting.select``.
         map_location: As ``torch.load`` takes it.
         strict: Whether each pattern must match something.
+        readers: Processes of this machine that load this file.
 
     Raises:
         DamagedError: bytes are not those that were committed.
@@ -63,25 +65,21 @@ def load_only(
     beside = [file.path for file in checkpoint.files if is_frozen_name(file.path.rpartition("/")[2])]
     files = {file.path: file for file in checkpoint.files if file.path in {path, *beside}}
     if path.endswith(".pt") and not all(_is_here(run, file) for file in files.values()):
-        folder = run.local_dir / HOUSE_FOLDER / _FOLDER
+        folder = run.local_dir / HOUSE_FOLDER / _FOLDER / files[path].sha256
         with suppress(IndivisibleError), run.reading(checkpoint) as store:
-            _forget_others(folder, {file.sha256 for file in checkpoint.files})
-            kept: list[Path] = []
+            forget_others(folder.parent, {file.sha256 for file in checkpoint.files})
 
             def part_of(name: str) -> PtPart:
                 wanted = path.rpartition("/")[0] + f"/{name}" if name else path
                 file = files.get(wanted.lstrip("/"))
                 if file is None:
                     raise MissingBytesError(f"{wanted} is not in the checkpoint", hint="use an older checkpoint")
-                kept.append(folder / f"{file.sha256}.pt")
-                return PtPart(RangeReader(store, file.key, size_bytes=file.size), kept[-1])
+                return PtPart(RangeReader(store, file.key, size_bytes=file.size), folder / f"{file.sha256}.pt")
 
             try:
                 return load_parts(part_of, patterns, map_location=map_location, strict=strict)
             finally:
-                if run.launch is None:  # what was loaded stays mapped
-                    for each in kept:
-                        each.unlink(missing_ok=True)
+                leave(folder, readers=readers)  # what was loaded stays mapped
     saved = load_file(run.ensure_local(checkpoint, paths=files)[path], map_location=map_location)
     return select(saved, patterns, strict=strict)
 
@@ -129,11 +127,3 @@ def _is_here(run: Run, file: CheckpointFile) -> bool:
     with suppress(OSError):
         return safe_local_path(run.local_dir, file.path).stat().st_size == file.size
     return False
-
-
-def _forget_others(folder: Path, known: set[str]) -> None:
-    """Remove what was kept of other checkpoints; whoever has it mapped is not disturbed."""
-    with suppress(OSError):
-        for file in folder.iterdir():
-            if file.stem not in known:
-                file.unlink(missing_ok=True)

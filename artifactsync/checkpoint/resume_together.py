@@ -174,7 +174,13 @@ def load_checkpoint(
         local = run.ensure_local(checkpoint, paths=wanted + beside)
         read = [load_file(local[path], map_location=map_location) for path in wanted]
     else:
-        read = [load_only(run, checkpoint, path, patterns, map_location=map_location, strict=False) for path in wanted]
+        readers = {ranks[0]: 1 if place is None else place.local_world_size}
+        read = [
+            load_only(
+                run, checkpoint, path, patterns, map_location=map_location, strict=False, readers=readers.get(path, 1)
+            )
+            for path in wanted
+        ]
     saved, own = read[0], read[1] if len(read) > 1 else {}
     left_out: frozenset[str] = frozenset()
     if isinstance(saved, dict):

@@ -1,7 +1,7 @@
 """What a trainer begins with: the newest checkpoint of its run, or a file, or nothing.
 
 Owns: the order of these, and putting what was read into the state, also onto another number of ranks. Does not own:
-reading (``checkpoint``, ``run_access``), or what is left out of a file (``load_selection``).
+reading (``checkpoint``, ``load_path``), or what is left out of a file (``load_selection``).
 
 Invariant: what is resumed is resumed as a whole; only a file given by path is loaded in part.
 """
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.checkpoint.resume import resume_state
+from artifactsync.errors import ConfigurationError
+from artifactsync.naming.layout import HOUSE_FOLDER
+from artifactsync.training.load_path import read_checkpoint
 from artifactsync.training.load_selection import without_ignored
-from artifactsync.training.run_access import read_checkpoint
 
 if TYPE_CHECKING:
     import os
@@ -64,8 +66,19 @@ def load(loading: Loading, state: State, run: Run | LocalRun, ranks: Ranks) -> L
         return loaded
     if loading.path is None:
         return Loaded()
+    if str(loading.path).endswith(".safetensors") and not loading.weights_only:
+        raise ConfigurationError(
+            f"{loading.path} holds weights alone, and no state of training", hint="pass load_weights_only=True"
+        )
+    # What is ignored may be anything of the file, and is named by what is there.
+    is_model_alone = loading.weights_only and loading.ignored is None
     saved = read_checkpoint(
-        str(loading.path), run_name=state.run_name, storage_options=loading.storage_options, map_location="cpu"
+        str(loading.path),
+        run_name=state.run_name,
+        storage_options=loading.storage_options,
+        map_location="cpu",
+        folder=run.local_dir / HOUSE_FOLDER / "loaded",
+        only=("model",) if is_model_alone else None,
     )
     saved = without_ignored(saved, loading.ignored, state)
     if loading.weights_only:

@@ -1,7 +1,6 @@
-"""How a trainer comes to its run: the name, the remote, what it may write, what it loads.
+"""How a trainer comes to its run: the name, the remote, what it may write.
 
-Owns: choosing and opening the run, and finding the file of ``load_path``. Does not own: the run itself (``run``), or
-what is done with a checkpoint (``state``).
+Owns: choosing and opening the run. Does not own: the run itself (``run``), or what is loaded (``load_path``).
 
 Invariant: a run that has checkpoints is continued only when asked, and never started anew by accident.
 """
@@ -9,20 +8,15 @@ Invariant: a run that has checkpoints is continued only when asked, and never st
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from artifactsync.batch import placement
-from artifactsync.checkpoint.load import load_file
 from artifactsync.checkpoint.local_run import LocalRun
 from artifactsync.errors import ConfigurationError
-from artifactsync.naming import format_name, resolve_run_name
+from artifactsync.naming import resolve_run_name
 from artifactsync.run import Run
-from artifactsync.stores import open_store
-from artifactsync.transfer.download import download_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -103,42 +97,3 @@ def _refuse_to_repeat(run: Run | LocalRun, *, may_continue: bool) -> None:
             f"run {run.name!r} has checkpoints already, up to {latest.name!r}",
             hint="autoresume=True continues it, another run_name starts a new run, save_overwrite=True repeats it",
         )
-
-
-def read_checkpoint(
-    path: str, *, run_name: str, storage_options: Mapping[str, Any] | None, map_location: Any
-) -> dict[str, Any]:
-    """Load the checkpoint file of ``load_path``.
-
-    Args:
-        path: Template of a local path or a URL (``s3://bucket/run/checkpoints/ep1-ba10-rank0.pt``).
-        run_name: For the template.
-        storage_options: For the URL's file system.
-        map_location: As ``torch.load`` takes it.
-
-    Raises:
-        ObjectNotFoundError: there is no such file.
-        DamagedError, ConfigurationError: it is no checkpoint of a trainer.
-    """
-    where = format_name(path, run_name=run_name, **placement().__dict__)
-    if "://" not in where:
-        saved = load_file(where, map_location=map_location)
-    else:
-        root, _, name = where.rpartition("/")
-        store = open_store(root, storage_options)
-        try:
-            with tempfile.TemporaryDirectory(prefix="artifactsync-") as folder:
-
-                def fetch(each: str) -> Path:
-                    download_file(store, each, Path(folder) / each)
-                    return Path(folder) / each
-
-                # It stays mapped after its name is gone.
-                saved = load_file(fetch(name), map_location=map_location, beside=fetch)
-        finally:
-            store.close()
-    if not isinstance(saved, dict) or "model" not in saved:
-        raise ConfigurationError(
-            f"{where} is no checkpoint of a Trainer", hint="load it yourself with torch.load, into the model", url=where
-        )
-    return saved

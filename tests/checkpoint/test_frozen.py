@@ -173,7 +173,7 @@ def test_names_of_other_files_that_make_no_sense_are_damage(tmp_path, names):
 
 @pytest.mark.parametrize("scheme", ["file", "s3"])
 def test_a_file_that_is_named_brings_what_lies_beside_it(tmp_path, request, scheme):
-    from artifactsync.training.run_access import read_checkpoint  # noqa: PLC0415
+    from artifactsync.training.load_path import read_checkpoint  # noqa: PLC0415
 
     cloud = request.getfixturevalue("s3") if scheme == "s3" else None
     url = cloud.fresh_url() if cloud else f"file://{tmp_path}/remote"
@@ -183,8 +183,10 @@ def test_a_file_that_is_named_brings_what_lies_beside_it(tmp_path, request, sche
             state = {"model": {"w": torch.ones(200, 300)}, "step": step}
             run.save(state, step=step).result(30)
     where = f"{url}/r/checkpoints/ep0-ba2-rank0.pt"
-    saved = read_checkpoint(where, run_name="r", storage_options=options, map_location="cpu")
-    assert _equal(saved, state)
+    take = {"run_name": "r", "storage_options": options, "map_location": "cpu", "folder": tmp_path / "loaded"}
+    assert _equal(read_checkpoint(where, **take), state)
+    assert _equal(read_checkpoint(where, **take, only=["model"]), {"model": state["model"]})
+    assert not any((tmp_path / "loaded").iterdir())
 
 
 def test_one_file_for_those_who_want_one(tmp_path):

@@ -151,8 +151,8 @@ def test_a_file_that_is_not_divisible_comes_whole(training):
 
 def test_what_was_kept_of_an_earlier_checkpoint_goes(training):
     parts = training.tmp_path / "b" / "r" / HOUSE_FOLDER / "parts"
-    parts.mkdir(parents=True)
-    (parts / f"{'0' * 64}.pt").write_bytes(b"x")
+    (parts / ("0" * 64)).mkdir(parents=True)
+    (parts / ("0" * 64) / f"{'0' * 64}.pt").write_bytes(b"x")
     _resume_weights(training)
     assert not list(parts.iterdir())
 

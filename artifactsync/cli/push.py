@@ -5,6 +5,7 @@ Owns: its arguments, and that nothing is sent while one of them is wrong. Does n
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -13,14 +14,22 @@ from typing import TYPE_CHECKING
 import click
 
 from artifactsync.cli.progress import byte_bar
+from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
 from artifactsync.cli.tree import show_tree
 from artifactsync.cli.units import counted, human_bytes, human_duration
-from artifactsync.errors import AccessError, ObjectNotFoundError, UploadError, WaitTimeoutError
+from artifactsync.errors import (
+    AccessError,
+    ConfigurationError,
+    ObjectNotFoundError,
+    UnsafeKeyError,
+    UploadError,
+    WaitTimeoutError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from artifactsync.cli.progress import Bar
     from artifactsync.cli.session import Session
@@ -43,7 +52,7 @@ Examples:
   artifactsync push my-run plots/ --dry-run
 """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_run_names)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--as", "key", metavar="KEY", help="Its path below the run; only with a single PATH.")
 @click.option("--dry-run", is_flag=True, help="Show what would be pushed, and send nothing.")
@@ -63,7 +72,7 @@ def command(session: Session, run: str, paths: tuple[Path, ...], key: str | None
     from artifactsync.transfer.patience import Patience
 
     patience = Patience(deadline_s=_GIVE_UP_S)
-    with session.open_run(run, patience=patience, max_pending_files=_MAX_FILES) as opened:
+    with session.open_run(run, patience=patience, max_pending_files=_MAX_FILES) as opened, _local_names():
         _check_names(opened, paths)
         if dry_run:
             _show_plan(session, opened.name, [opened.plan_push(path, key) for path in paths])
@@ -128,15 +137,31 @@ def _show_plan(session: Session, run_name: str, plans: Sequence[Mapping[str, Pat
     session.screen.text(f"would push {total}; nothing was sent")
 
 
+@contextlib.contextmanager
+def _local_names() -> Iterator[None]:
+    """A name that cannot be on the remote was typed, or is on this disk: to be changed here, and no bytes are damaged.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    try:
+        yield
+    except UnsafeKeyError as error:
+        raise ConfigurationError(error.message, hint=error.hint, url=error.url) from error
+
+
 def _check_paths(paths: Sequence[Path]) -> None:
     """Refuse a path that is not there before anything is sent.
 
     Raises:
         ObjectNotFoundError: one is not.
+        click.UsageError: it is a pipe, a socket or a device.
     """
     for path in paths:
         if not path.exists():
             raise ObjectNotFoundError(f"there is nothing at {path}", hint="check the path; nothing was pushed")
+        if not (path.is_file() or path.is_dir()):
+            raise click.UsageError(f"{path} is neither a file nor a folder.")
 
 
 def _check_names(run: Run, paths: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ Invariant: with ``--json`` nothing but one JSON document is written to stdout.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.cli.failures import OutputClosedError
 from artifactsync.cli.tables import plain_table, rich_table
 from artifactsync.cli.terminal import columns, display_width, is_rich, printable
+from artifactsync.errors import DiskFullError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,8 +101,12 @@ class Screen:
     def failure(self, failure: Failure, *, is_json: bool) -> None:
         """Show why the command failed."""
         if is_json:
-            self.json(failure.document())
-            return
+            try:
+                self.json(failure.document())
+            except DiskFullError:  # the disk that stdout goes to: stderr may be a terminal
+                pass
+            else:
+                return
         for line in failure.lines():
             word, colon, rest = line.partition(": ")
             style = "hint" if word == "hint" else "error"
@@ -133,3 +139,9 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
     except BrokenPipeError as error:
         raise OutputClosedError from error
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise DiskFullError(
+            f"no space left for what goes to {stream.name.strip('<>')}", hint="free some space, or write it elsewhere"
+        ) from error

@@ -326,7 +326,7 @@ def _totals(log: JournalLog, head: Slot | None) -> dict[str, Any]:
 
 
 _REMOVAL = {"removes_run": True}  # the body of a claim that is made for a removal
-_HINT_LIVE = "stop that process, choose another run name, or pass takeover=True to fence it off"
+_HINT_LIVE = "stop that process, choose another run name, or take the run over (takeover=True, --takeover)"
 _HINT_REMOVAL = "finish the removal with `artifactsync rm RUN --yes`, or choose another run name"
 _HINT_COPY = "finish the copy with `artifactsync cp`, remove it with `artifactsync rm`, or choose another run name"
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from artifactsync.stores.protocol import Store
     from artifactsync.stores.retry import RetryPolicy
 
+_HINT_DAMAGED = "something other than artifactsync removed or changed records; restore them from a backup of the bucket"
 _READ_THREADS = 16  # records are below 100 KB: latency, not bandwidth, is what parallel reads hide
 
 
@@ -93,7 +94,9 @@ class JournalLog:
         url = f"{self.store.url}/{key}"
         record = Record.decode(data, url=url)
         if record.seq != seq:
-            raise DamagedError(f"the journal record in slot {seq} says that it is number {record.seq}", url=url)
+            raise DamagedError(
+                f"the journal record in slot {seq} says that it is number {record.seq}", hint=_HINT_DAMAGED, url=url
+            )
         return Slot(record, hashlib.sha256(data).hexdigest())
 
     def find_head(self) -> Slot | None:
@@ -179,9 +182,13 @@ class JournalLog:
             if isinstance(slot, ArtifactSyncError):
                 raise slot
             if slot is None:
-                raise DamagedError(f"journal record {seq} is missing although {up_to} exists", url=url)
+                raise DamagedError(
+                    f"journal record {seq} is missing although {up_to} exists", hint=_HINT_DAMAGED, url=url
+                )
             if slot.record.prev_sha256 != (previous.sha256 if previous else None):
-                raise DamagedError(f"journal record {seq} does not follow from record {seq - 1}", url=url)
+                raise DamagedError(
+                    f"journal record {seq} does not follow from record {seq - 1}", hint=_HINT_DAMAGED, url=url
+                )
             previous = slot
             yield slot
 
@@ -246,6 +253,7 @@ class JournalLog:
             if other is None:
                 raise DamagedError(
                     f"journal record {seq} was there and is gone: something deletes records of this run",
+                    hint=_HINT_DAMAGED,
                     url=f"{self.store.url}/{key}",
                 ) from error
             if other.record.write_id != record.write_id:

@@ -23,7 +23,7 @@ from artifactsync.journal.orphans import MIN_AGE_S
 from artifactsync.journal.retire import PruneReport, prune
 from artifactsync.run.ending import end_within, open_runs, seconds_left
 from artifactsync.run.launch import launch_of
-from artifactsync.run.pushed import Pushed
+from artifactsync.run.pushed import Pushed, paths_below
 from artifactsync.run.saving import SavingRun
 from artifactsync.run.writing import Writing, not_writable
 from artifactsync.transfer import at_exit
@@ -212,8 +212,7 @@ class Run(SavingRun):
         source = Path(path)
         base = self._pushed_name(source, remote_file_name)
         if source.is_dir():
-            found = sorted(file for file in source.rglob("*") if file.is_file() and not _is_ours(file))
-            files = {f"{base}/{file.relative_to(source).as_posix()}": file for file in found}
+            files = {f"{base}/{path}": source / path for path in paths_below(source, remote=self.remote)}
         elif source.is_file():
             files = {base: source}
         else:
@@ -403,7 +402,3 @@ class Run(SavingRun):
             return source.resolve().relative_to(self.local_dir.resolve()).as_posix()
         except ValueError:
             return source.resolve().name
-
-
-def _is_ours(file: Path) -> bool:
-    return any(part.startswith((".artifactsync", ".git")) for part in file.parts) or ".artifactsync-" in file.name

@@ -79,8 +79,10 @@ def examine(store: Store, *, now: Callable[[], float] = time.time) -> Iterator[F
         yield _worded(_try("get", lambda: store.get(key), store), ok="objects may be read")
         yield _clock(store, key, now)
         yield _put_if_absent(store, f"{prefix}create")
-    yield _worded(_try("delete", lambda: store.delete([key]), store), ok="objects may be deleted (prune, rm)")
     inner, root = _innermost(store)
+    if isinstance(inner, LocalStore) and put.verdict != "ok":
+        return  # nothing there that deleting, or a hard link, could be tried with
+    yield _worded(_try("delete", lambda: store.delete([key]), store), ok="objects may be deleted (prune, rm)")
     if isinstance(inner, LocalStore):
         yield from _local(inner)
     elif store.url.startswith("s3://"):

@@ -194,7 +194,9 @@ def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url, **{"use_listings_cache": False, **options})
     except ImportError as error:
-        raise MissingPackageError(f"{shown} needs another package: {error}", hint=f"{error}", url=url) from error
+        is_fsspec_advice = not isinstance(error, ModuleNotFoundError)
+        hint = str(error) if is_fsspec_advice else f"pip install {error.name}"
+        raise MissingPackageError(f"{shown} needs a Python package that is not there", hint=hint, url=url) from error
     except (ValueError, TypeError) as error:
         hint = "check the URL and the storage options; python -c 'import fsspec; print(fsspec.available_protocols())'"
         raise ConfigurationError(f"no filesystem opens {shown}: {error}", hint=hint, url=url) from printable_cause(

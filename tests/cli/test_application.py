@@ -19,7 +19,7 @@ HEAVY = {"torch", "numpy", "boto3", "botocore", "google", "obstore", "rich", "fs
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
-    script = "import sys, artifactsync.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    script = "import sys, artifactsync.cli.application; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert not HEAVY & set(done.stdout.split())
 
@@ -133,3 +133,26 @@ def test_a_full_output_is_no_traceback(program: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("unexpected error: OSError: [Errno 28]")
+
+
+def test_a_full_disk_behind_stdout_is_said(artifactsync: Command, digits: Path) -> None:
+    for more in ("", "--json"):
+        done = artifactsync.in_bash(f"artifactsync ls {more} > /dev/full")
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[0] == "error: no space left for what goes to stdout"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(artifactsync: Command, digits: Path, closed: str) -> None:
+    done = artifactsync.in_bash(f"artifactsync ls digits {closed}")
+    assert (done.code, done.err) == (0, "")
+    assert ("ep1-ba10" in done.out) == (">&-" not in closed.replace("2>&-", ""))
+    done = artifactsync.in_bash(f"artifactsync ls nobody {closed}")
+    assert done.code == 3
+    assert "Traceback" not in done.err
+
+
+def test_interrupted_while_python_reads_it(artifactsync: Command) -> None:
+    (artifactsync.cwd / "click.py").write_text("raise KeyboardInterrupt\n")
+    done = artifactsync("ls", code=130, env={"PYTHONPATH": str(artifactsync.cwd)})
+    assert done.err == "interrupted\n"

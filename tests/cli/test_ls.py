@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from artifactsync.cli import cli
+from artifactsync.cli.application import cli
 from artifactsync.cli.session import Session
 from artifactsync.cli.units import as_moment
 from artifactsync.run import list_runs

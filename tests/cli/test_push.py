@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import time
 from typing import TYPE_CHECKING
@@ -180,3 +181,36 @@ def test_a_dry_run_sends_nothing(artifactsync: Command, local: Remote) -> None:
     assert (taken.code, taken.err) == (really.code, really.err)
     assert taken.code != 0
     assert artifactsync("ls", "digits", "--json").json == before
+
+
+@pytest.mark.parametrize("key", ["../x", "/x", ".artifactsync/x"])
+def test_a_name_that_leaves_the_run_was_typed_wrong(artifactsync: Command, folder: Path, key: str) -> None:
+    done = artifactsync("push", "mine", "notes.md", "--as", key, "--json", code=2)
+    assert done.json["error"]["kind"] == "configuration"
+    assert not folder.exists()
+
+
+def test_a_pipe_is_no_file(artifactsync: Command, folder: Path) -> None:
+    os.mkfifo(artifactsync.cwd / "pipe")
+    assert "neither a file nor a folder" in artifactsync("push", "mine", "pipe", code=2).err
+    assert not folder.exists()
+
+
+def test_a_remote_in_the_folder_is_not_sent_into_itself(artifactsync: Command, folder: Path) -> None:
+    artifactsync.environ["ARTIFACTSYNC_REMOTE"] = "plots/remote"
+    for _ in range(2):
+        artifactsync("push", "mine", "plots")
+    sent = artifactsync.cwd / "plots" / "remote" / "mine"
+    assert tree_of(sent) == {"plots/acc.png", "plots/deep/loss.png"}
+
+
+def test_the_names_of_the_folders_above_do_not_matter(artifactsync: Command, folder: Path) -> None:
+    there = artifactsync.cwd / ".github-runner" / ".artifactsync-try" / "out"
+    there.mkdir(parents=True)
+    for name in (".gitignore", "a.txt"):
+        (there / name).write_text(name)
+    (there / ".git").mkdir()
+    (there / ".git" / "config").write_text("not wanted")
+    artifactsync("push", "mine", str(there))
+    assert (folder / "out" / ".gitignore").read_text() == ".gitignore"
+    assert {path.name for path in (folder / "out").iterdir()} == {".gitignore", "a.txt"}

@@ -74,6 +74,9 @@ class TestUrls:
         with pytest.raises(errors.MissingPackageError) as caught:
             open_store("oss://bucket/prefix")
         assert "ossfs" in caught.value.hint
+        with pytest.raises(errors.MissingPackageError) as caught:
+            open_store("smb://host/share")
+        assert caught.value.hint not in str(caught.value)
 
     def test_no_secret_in_the_url(self):
         with pytest.raises(errors.RemoteUnreachableError) as caught:

@@ -1,7 +1,5 @@
 """Every exception of artifactsync, one tree, grouped by what a handler would do.
 
-::
-
     ArtifactSyncError                 kind             exit  also a
     ├── ConfigurationError            configuration       2  ValueError   change the call, then try again
     │   ├── RunNameError              run-name            2

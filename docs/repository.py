@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[1]
-_PAGES = ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "localstack/README.md")
+# Page of the repository → page of the site. A README would be taken for the first page of its section.
+_PAGES = {
+    "ARCHITECTURE.md": "architecture.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "README.md": "index.md",
+    "localstack/README.md": "localstack.md",
+}
+_OUTSIDE = {there: here for here, there in _PAGES.items() if here != "README.md"}
 _LINK = re.compile(r"(?<!`)(?P<before>!?\[(?:[^\]\[]|\[[^\]]*\])*\]\()(?P<target>[^)\s#:]+)(?P<anchor>#[^)\s]*)?\)")
 _PICTURE = re.compile(r"^!\[(?P<alt>[^\]]+)\]\((?P<path>(?:\.\./)*pictures/[\w-]+\.svg)\)$", re.MULTILINE)
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -30,8 +38,8 @@ _LANGUAGES = {".sh": "bash", ".py": "python", ".json": "json", ".yaml": "yaml", 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside ``docs/``, and a page or a copy for each file that a page links to."""
-    for path in _PAGES:
-        files.append(File.generated(config, path, content=(_ROOT / path).read_text(encoding="utf-8")))
+    for there, here in _OUTSIDE.items():
+        files.append(File.generated(config, there, content=(_ROOT / here).read_text(encoding="utf-8")))
     for page in files.documentation_pages():
         home = _in_repository(page.src_uri)
         for match in _LINK.finditer(_FENCE.sub("", page.content_string)):
@@ -64,15 +72,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _in_repository(src_uri: str) -> str:
     """The path of a page below the repository's root."""
-    return src_uri if src_uri in _PAGES else f"docs/{src_uri}"
+    return _OUTSIDE.get(src_uri, f"docs/{src_uri}")
 
 
 def _on_site(path: str) -> str:
     """Where a file of the repository is on the site, as a path below ``docs/``."""
-    if path == "README.md":
-        return "index.md"
     if path in _PAGES:
-        return path
+        return _PAGES[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"{path}.md" if Path(path).suffix in _LANGUAGES else path
@@ -82,7 +88,8 @@ def _shown(config: MkDocsConfig, source: Path, target: str) -> File:
     if not target.endswith(".md"):
         return File.generated(config, target, abs_src_path=str(source))
     name, language = source.relative_to(_ROOT).as_posix(), _LANGUAGES[source.suffix]
-    text = f"---\ntitle: {source.name}\n---\n\n# `{name}`\n\n```{language}\n{source.read_text(encoding='utf-8')}\n```\n"
+    code = source.read_text(encoding="utf-8")
+    text = f"---\ntitle: {source.name}\n---\n\n# {source.name}\n\n`{name}`\n\n```{language}\n{code}\n```\n"
     added = File.generated(config, target, content=text)
     added.inclusion = added.inclusion.NOT_IN_NAV
     return added

@@ -14,6 +14,7 @@ from tests.docs.session import pattern, shape
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(600)  # it imports torch four times
 def test_the_demo_prints_what_the_readme_shows(tmp_path):
     (shown,) = (block.text for block in blocks("README.md") if block.text.startswith("$ make demo"))
     done = subprocess.run(

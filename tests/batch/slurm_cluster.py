@@ -36,7 +36,7 @@ SchedulerType=sched/builtin
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
-KillWait=30
+KillWait=90
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=1 State=UNKNOWN

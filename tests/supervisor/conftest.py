@@ -18,7 +18,7 @@ from artifactsync.run import Run
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300  # the long forms print for a minute; a hang in the short ones is pytest-timeout's to find
 
 # Writes what torch.save writes, as far as the supervisor looks at it, without the seconds that importing torch takes.
 PRELUDE = """

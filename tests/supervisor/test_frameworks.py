@@ -94,15 +94,15 @@ def test_a_killed_script_finishes_in_a_fresh_folder(machines, tmp_path):
 
 @pytest.mark.crash
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("lane", range(scaled(10)))
+@pytest.mark.parametrize("lane", range(scaled(25)))
 @pytest.mark.parametrize("framework", list(COMMANDS))
-def test_a_script_killed_five_times_at_random_moments_finishes(machines, tmp_path, framework, lane):
+def test_a_script_killed_twice_at_random_moments_finishes(machines, tmp_path, framework, lane):
     chance = random.Random(f"{framework}-{lane}")
-    lost = survive(machines, framework, tmp_path, steps=EVERY * 12, kills=5, name="r", chance=chance)
+    lost = survive(machines, framework, tmp_path, steps=EVERY * 7, kills=2, name="r", chance=chance)
     check(lost)
     trainers = [steps for how, steps in lost if how == "trainer"]
     whole = [steps for how, steps in lost if how == "machine"]
     print(
-        f"\n{framework}, lane {lane}: 5 kills, finished, 0 partial checkpoints; steps lost at an interval of {EVERY}: "
+        f"\n{framework}, lane {lane}: 2 kills, finished, 0 partial checkpoints; steps lost at an interval of {EVERY}: "
         f"{trainers} with the trainer killed, {whole} with the machine"
     )

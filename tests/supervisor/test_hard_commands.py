@@ -55,6 +55,7 @@ def test_100_mb_of_output_in_bounded_memory(machine):
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(900)
 def test_1_gb_of_output_in_bounded_memory(machine):
     grown = prints(machine, 1024)
     print(f"\n1 GiB of output: the supervisor grew by {grown >> 20} MiB")
@@ -77,6 +78,7 @@ def test_a_thousand_small_files_are_all_there(machine):
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(900)
 def test_10_000_small_files_are_all_there(machine):
     began = time.monotonic()
     small_files(machine, 10_000)
@@ -111,6 +113,7 @@ def test_a_file_that_never_rests_is_sent_seldom_and_at_its_end(machines, s3, fau
 
 
 @pytest.mark.crash
+@pytest.mark.timeout(900)
 def test_a_file_that_never_rests_for_long(machines, s3, fault_proxy):
     written, sent = rewritten(machines, s3, fault_proxy, scaled(60))
     print(f"\na file of 1 MiB written {written:,} times in {scaled(60)} s: sent {sent} times")
@@ -218,7 +221,7 @@ def test_what_cannot_be_sent_in_time_is_said(machines, s3, fault_proxy):
 
 
 @pytest.mark.crash
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", range(scaled(10)))
 def test_stopped_five_times_at_once_on_throttled_lines(machines, s3, fault_proxy, part):
     rate, grace_s = 1_000_000.0, 30.0
@@ -241,5 +244,5 @@ def test_stopped_five_times_at_once_on_throttled_lines(machines, s3, fault_proxy
         f"{sum(end.is_durable for end in ends)} of all 5, 0 false lines; saved after "
         f"{max(end.saved_s for end in ends):.1f} s at most"
     )
-    assert longest_s < 0.5
+    assert longest_s < 0.5, ends
     assert not lost, list(zip(shares, ends, strict=True))

@@ -95,9 +95,11 @@ def _grid(y: _Axis, has_values: bool) -> list[str]:
 
 
 def _tick(value: float, digits: int) -> str:
-    """A value at the axis, where eight characters have room."""
-    is_whole = 10**digits <= abs(value) < 10**6  # as many digits as 1.26e+03 has signs, and read at once
-    return f"{value:.0f}" if is_whole else f"{value:.{digits}g}"
+    """A value at the axis, where seven characters have room."""
+    if 10**digits <= abs(value) < 10**6:
+        return f"{value:.0f}"  # as short as 1.26e+03, and read at once
+    text = f"{value:.{digits}g}"
+    return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+") if "e" in text else text
 
 
 class Lane:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -55,3 +56,19 @@ def test_lines_of_both_files_are_read():
     assert math.isnan(read_json_line(b'{"step": 3, "metrics": {"b": "nan"}}')[0][2])
     assert read_text_line(b'[metric][batch=12]: {"loss": 0.25}') == [("loss", 12, 0.25)]
     assert math.isinf(read_text_line(b'[metric][batch=12]: {"loss": Infinity}')[0][2])
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((1200.4, 1260.2), ["1200", "1230", "1260"]),
+        ((1e-9, 1e-3), ["1.0e-9", "1.0e-6", "0.001"]),
+        ((-3.2e-9, 5e-8), ["-3.2e-9", "2.3e-8", "5.0e-8"]),
+        ((1000.1, 1000.2), ["1000.1", "1000.15", "1000.2"]),
+    ],
+)
+def test_ticks_have_room_and_are_told_apart(values, ticks):
+    curve = Curve("any")
+    for step, value in enumerate(values):
+        curve.add(step, value)
+    assert re.findall(r'class="tick end" x="43"[^>]*>([^<]*)<', draw_curve(curve)) == ticks

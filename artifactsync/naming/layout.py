@@ -28,6 +28,10 @@ _WINDOWS_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?
 _WINDOWS_SIGNS = frozenset('<>:"|?*')  # and "x:y" would be a stream of the file x
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, format, surrogate, separators
 _MAX_PART_BYTES = 255  # NAME_MAX of ext4, xfs, apfs and ntfs alike
+_MAX_PATH_BYTES = 1024
+"""The longest key of S3, Google Cloud Storage and Azure. What is a thousand folders deep can hardly be removed again.
+
+Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html, read 2026-11-22."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,13 @@ def check_relative(path: str) -> str:
 
     Raises:
         UnsafeKeyError: empty, absolute, with ``..``, ``.``, empty parts, backslashes, drives, control characters,
-            or within the house folder.
+            too long, or within the house folder.
     """
     reason = _why_unsafe(path)
     if reason:
         raise UnsafeKeyError(
-            f"the key {path!r} {reason}", hint="use a relative path such as checkpoints/model.pt, without '..'"
+            f"the key {path[:_MAX_PATH_BYTES]!r} {reason}",
+            hint="use a relative path such as checkpoints/model.pt, without '..'",
         )
     return path
 
@@ -217,6 +222,8 @@ def _why_unsafe(path: str) -> str:
     ):
         if is_bad:
             return reason
+    if len(path.encode("utf-8", "surrogatepass")) > _MAX_PATH_BYTES:
+        return f"is longer than {_MAX_PATH_BYTES} bytes"
     return next((reason for part in parts if (reason := _why_unsafe_part(part))), "")
 
 

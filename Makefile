@@ -10,7 +10,7 @@ WORKERS ?= 2
 export UV_SYSTEM_CERTS := 1
 export UV_NATIVE_TLS := 1
 
-.PHONY: demo test lint docs bench crash package-check sbom clean
+.PHONY: browser demo test lint docs bench crash package-check sbom clean
 
 $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ build/release/.done: pyproject.toml | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python build/release -e ".[release,cloud]"
 	@touch $@
 
+$(VENV)/.browser: $(VENV)/.test
+	$(UV) -e ".[browser]"
+	@touch $@
+
 demo: $(VENV)/.demo  ## train, kill -9, resume by name elsewhere, pull, verify. REMOTE=local|s3|gcs
 	$(BIN)/python examples/demo.py --remote $(REMOTE)
 
@@ -53,6 +57,9 @@ docs: $(VENV)/.test  ## the documentation as a site, into build/site; warnings a
 
 bench: $(VENV)/.bench  ## figures into benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+browser: $(VENV)/.browser  ## the local page in a real Chromium; pictures into build/ui/
+	$(BIN)/python -m pytest -m browser
 
 crash: $(VENV)/.test  ## the long fault runs, with their figures
 	$(BIN)/python -m pytest -m crash -s --timeout 0

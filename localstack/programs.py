@@ -1,7 +1,7 @@
 """Where the server programs are, and how those that no extra brings are installed on first use.
 
-Owns: paths of programs, the installed ones (LocalStack in its own Python environment, Azurite from npm, Slurm from
-Debian's packages) and their versions. Does not own: running them (``servers``).
+Owns: paths of programs, the installed ones (LocalStack in its own Python environment, Azurite from npm, Slurm and
+Chromium from Debian's packages) and their versions. Does not own: running them (``servers``).
 
 Invariant: an install is used only when it was finished; two processes that need one make it once.
 """
@@ -29,6 +29,8 @@ AZURITE_VERSION = "3.35.0"
 _CONSTRAINTS = Path(__file__).with_name("localstack-constraints.txt")
 _INSTALL_TIMEOUT_S = 600
 _SLURM = ("slurmctld", "slurmd", "slurm-client")
+_CHROMIUM = ("chromium-headless-shell", "fonts-dejavu-core")
+_CHROMIUMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _OF_EVERY_SYSTEM = ("libc6_", "libc-bin_", "dpkg_", "perl", "debconf", "base-files_")  # not to be mixed
 
 
@@ -107,31 +109,54 @@ def azurite() -> list[str]:
 def slurm() -> Path:
     """Return a folder with Slurm's programs and libraries below ``usr``, unpacked on first use (10 s, 60 MB).
 
-    Nothing is installed on this system, and no right of root's is needed: apt only downloads, from lists of its own.
-
     Raises:
         ServerError: This is no Debian or Ubuntu, or its packages cannot be had.
     """
+    return _unpacked("slurm", _SLURM)
+
+
+def chromium() -> tuple[str, dict[str, str]]:
+    """Return a Chromium that needs no display, and what its environment must have.
+
+    The system's own, else Debian's, unpacked on first use (15 s, 125 MB to download, 550 MB).
+
+    Raises:
+        ServerError: There is none, and this is no Debian or Ubuntu, or its packages cannot be had.
+    """
+    if found := next(filter(None, map(shutil.which, _CHROMIUMS)), None):
+        return found, {}
+    root = _unpacked("chromium", _CHROMIUM)
+    libraries = next((root / "usr" / "lib").glob("*-linux-gnu*"))
+    paths = f"{libraries}:{root / 'lib' / libraries.name}"
+    program = root / "usr" / "lib" / "chromium" / "chromium-headless-shell"
+    return str(program), {"LD_LIBRARY_PATH": paths, "FONTCONFIG_SYSROOT": str(root)}
+
+
+def _unpacked(name: str, packages: Sequence[str]) -> Path:
+    """Return the folder in which Debian's packages and what they depend on are unpacked.
+
+    Nothing is installed on this system, and no right of root's is needed: apt only downloads, from lists of its own.
+    """
     apt_get, dpkg = shutil.which("apt-get"), shutil.which("dpkg")
     if apt_get is None or dpkg is None:
-        raise ServerError("Slurm is unpacked from Debian's packages, and there is no apt-get here")
-    folder = _cache() / "slurm"
+        raise ServerError(f"{name.capitalize()} is unpacked from Debian's packages, and there is no apt-get here")
+    folder = _cache() / name
     with _installed_once(folder) as is_done:
         if not is_done:
             shutil.rmtree(folder, ignore_errors=True)
-            for name in ("lists/partial", "archives/partial", "root"):
-                (folder / name).mkdir(parents=True)
+            for place in ("lists/partial", "archives/partial", "root"):
+                (folder / place).mkdir(parents=True)
             (folder / "status").touch()  # of nothing installed
             own = {"State": "", "State::lists": "lists", "State::status": "status", "Cache": "", "Etc::parts": "none"}
-            options = [f"-oDir::{name}={folder / place}" for name, place in own.items()]
+            options = [f"-oDir::{key}={folder / place}" for key, place in own.items()]
             options += ["-oAPT::Sandbox::User=", "-oAcquire::Languages=none", "-oDebug::NoLocking=1"]
             _install([apt_get, *options, "update"])
-            _install([apt_get, *options, "--no-install-recommends", "--download-only", "--yes", "install", *_SLURM])
+            _install([apt_get, *options, "--no-install-recommends", "--download-only", "--yes", "install", *packages])
             for package in sorted((folder / "archives").glob("*.deb")):
                 if not package.name.startswith(_OF_EVERY_SYSTEM):
                     _install([dpkg, "-x", str(package), str(folder / "root")])
-            for name in ("lists", "archives"):
-                shutil.rmtree(folder / name)
+            for place in ("lists", "archives"):
+                shutil.rmtree(folder / place)
     return folder / "root"
 
 

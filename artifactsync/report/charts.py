@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from artifactsync.report.curves import Curve
 
 WIDTH, HEIGHT = 360, 150
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 10, 18
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 10, 18
 _FEW_POINTS = 40
 _LOG_FROM_RATIO = 1000.0
 _MAX_MARKS = 400
@@ -95,7 +95,7 @@ def _grid(y: _Axis, has_values: bool) -> list[str]:
 
 
 def _tick(value: float, digits: int) -> str:
-    """A value at the axis, where seven characters have room."""
+    """A value at the axis, where eight characters have room."""
     if 10**digits <= abs(value) < 10**6:
         return f"{value:.0f}"  # as short as 1.26e+03, and read at once
     text = f"{value:.{digits}g}"

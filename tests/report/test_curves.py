@@ -71,4 +71,4 @@ def test_ticks_have_room_and_are_told_apart(values, ticks):
     curve = Curve("any")
     for step, value in enumerate(values):
         curve.add(step, value)
-    assert re.findall(r'class="tick end" x="43"[^>]*>([^<]*)<', draw_curve(curve)) == ticks
+    assert re.findall(r'class="tick end" x="49"[^>]*>([^<]*)<', draw_curve(curve)) == ticks

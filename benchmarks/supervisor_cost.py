@@ -98,7 +98,7 @@ def _cpu_s(pid: int) -> float:
 
 def measure() -> None:
     """Measure, print, and keep the figures."""
-    trial_s, _, _ = run_once(100, checkpoints=0, files=0, is_supervised=False)
+    trial_s, *_ = run_once(100, checkpoints=0, files=0, is_supervised=False)
     steps = max(40, round(100 * SECONDS / trial_s))
     scenes = {
         f"{CHECKPOINTS} checkpoints of 4 MB in {SECONDS:.0f} s": {"checkpoints": CHECKPOINTS, "files": 0},

@@ -38,7 +38,7 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
         For each kill, how it was done, and how many steps were lost.
     """
     lost: list[tuple[str, int]] = []
-    before, how = 0, ""
+    before, how, durable = 0, "", 0
     for number in range(kills + 1):
         machine, output = machines(environ=QUIET), folder / f"{name}-{number}.txt"
         command = [*COMMANDS[framework], str(SCRIPTS / f"{framework}.py"), str(steps), str(EVERY)]
@@ -46,6 +46,8 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
             process = machine.start_command(command, "--takeover", name=name, settle="1", stdout_to=file)
         wait_until(process, output, lambda text: re.search(r"^resumed \d+\n", text, re.MULTILINE))
         resumed = int(re.findall(r"^resumed (\d+)$", output.read_text(), re.MULTILINE)[0])
+        assert resumed % EVERY == 0
+        assert resumed >= durable, "what was durable when the machine went is there"
         if number:
             lost.append((how, before - resumed))
         if number == kills:
@@ -57,6 +59,8 @@ def survive(machines, framework: str, folder: Path, *, steps: int, kills: int, n
         target = min(resumed + EVERY * (1 if number else 2) + chance.randint(1, EVERY), steps - 2)
         wait_until(process, output, lambda text, target=target: max(steps_in(text), default=0) >= target)
         how = chance.choice(["trainer", "machine"])
+        latest = machine.view(name).latest()
+        durable = latest.step if latest else 0
         if how == "machine":
             process.kill()
             process.communicate()
@@ -84,8 +88,8 @@ def _kill_trainers(supervisor: int, framework: str) -> None:
 
 
 def check(lost: list[tuple[str, int]]) -> None:
-    # A whole machine takes along what was not sent: its newest checkpoint may have been on its way.
-    assert all(steps <= (EVERY if how == "trainer" else 2 * EVERY) for how, steps in lost), lost
+    # A whole machine takes along what was not sent: how much that is, is a matter of time, and counted, not tested.
+    assert all(steps <= EVERY for how, steps in lost if how == "trainer"), lost
 
 
 def test_a_killed_script_finishes_in_a_fresh_folder(machines, tmp_path):

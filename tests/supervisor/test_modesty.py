@@ -27,13 +27,13 @@ print(before, lowered, now(), sep="\\n")
 def test_all_threads_step_back_and_come_back():
     out = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60).stdout
     before, lowered, after = (eval(line) for line in out.splitlines())
-    assert [scheduler for scheduler, _ in lowered] == [os.SCHED_BATCH]
+    # A test that is itself run on idle time (chrt -i) stays there.
+    expected = os.SCHED_BATCH if before[0][0] == os.SCHED_OTHER else before[0][0]
+    assert [scheduler for scheduler, _ in lowered] == [expected]
     assert lowered[0][1] >= before[0][1]
     assert after == before
-    assert before[0][0] == os.SCHED_OTHER
 
 
 def test_the_command_is_not_lowered(machine):
-    out, _ = machine.run("print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), os.SCHED_OTHER)")
-    scheduler, nice, usual = map(int, out.split())
-    assert (scheduler, nice) == (usual, os.getpriority(os.PRIO_PROCESS, 0))
+    out, _ = machine.run("print(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))")
+    assert out == f"{os.sched_getscheduler(0)} {os.getpriority(os.PRIO_PROCESS, 0)}\n"

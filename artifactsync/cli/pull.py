@@ -42,8 +42,9 @@ Examples:
   artifactsync pull my-run --checkpoint best --metric val_loss
   artifactsync pull my-run --only logs --include '*.txt' --dry-run
 
-Files that are there already with the right bytes are not fetched again, so an
-interrupted pull is continued by typing it again.
+Typed again, an interrupted pull goes on where it broke off. A checkpoint's files
+that are there with the right bytes are not fetched again; of logs and other
+files no hash is recorded, so they are.
 """,
 )
 @click.argument("run", shell_complete=complete_run_names)

@@ -162,7 +162,7 @@ class RunView:
         dry_run: bool = False,
         **observers: Any,
     ) -> PullReport:
-        """Bring the run to a local folder, verified; what is there already with the right bytes is not fetched again.
+        """Bring the run to a local folder, verified; files of a checkpoint that are there are not fetched again.
 
         Args:
             destination: The folder; made if it is not there.

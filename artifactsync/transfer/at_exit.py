@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -68,8 +69,13 @@ def grace_s() -> float | None:
     try:
         return batch.grace_s()
     except ConfigurationError as error:  # at the end there is nobody left to raise it to
-        tell(f"{error}; waiting without a bound")
+        _tell_once(f"{error}; waiting without a bound")
         return None
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    tell(text)  # the drain comes twice, and each run asks too
 
 
 def _drain() -> None:

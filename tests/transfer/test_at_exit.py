@@ -248,3 +248,10 @@ def test_an_interpreter_that_ends_uploads_to_a_real_server(start, s3):
     code, _, stderr = _end(start(program, **s3.environment))
     assert (code, stderr) == (0, "")
     assert [info.key for info in open_store(url, s3.storage_options).list()] == [f"r/f{n}" for n in range(5)]
+
+
+def test_a_grace_period_that_is_no_number_is_said_once(start):
+    program = start("UploadQueue(store).submit('file', path)", ARTIFACTSYNC_GRACE_S="soon")
+    _, err = program.communicate(timeout=DEADLINE_S)
+    assert program.returncode == 0
+    assert err.count("waiting without a bound") == 1

@@ -54,6 +54,7 @@ NOT_RUN = {
         "it needs a Ray cluster; tests/batch/test_examples.py runs the program's loop without Ray",
     ],
     "docs/spot.md": [_PIP],
+    "docs/ui.md": ["it serves until somebody stops it; tests/ui runs the same command"],
     "localstack/README.md": [_PIP],
 }
 
@@ -76,6 +77,13 @@ state = {"model": model}
 BEFORE = {
     "README.md": _TRAINING,
     "docs/batch.md": _TRAINING,
+    "docs/checkpoint-files.md": """
+import torch
+from safetensors.torch import save_file
+model = torch.nn.Linear(4, 2)
+torch.save({"model": model.state_dict()}, "ep0-ba3-rank0.pt")
+save_file(model.state_dict(), "ep0-ba3-rank0.safetensors")
+""",
     "docs/loggers.md": _TRAINING,
     "docs/distributed.md": _TRAINING
     + """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_ROUNDS = 7
+_ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "7"))
 _TENSORS, _TENSOR_BYTES = 128, 4 << 20
 _KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
 

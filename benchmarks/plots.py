@@ -48,6 +48,22 @@ def draw_shaped_link() -> None:
     _save(picture, "shaped_link")
 
 
+def draw_stall() -> None:
+    """What one save stops, and what it takes from training in all."""
+    figures, pyplot = _figures("stall"), _pyplot()
+    if figures is None or pyplot is None:
+        return
+    picture, axes = pyplot.subplots(1, 2, figsize=(11, 2.6))
+    for axis, key, title in (
+        (axes[0], "stall_s", "training stops, s"),
+        (axes[1], "lost_s", "training loses in all, s"),
+    ):
+        _bars(axis, sorted(figures[key].items(), key=lambda item: -item[1]["median"]))
+        axis.set_title(f"one save of {figures['state_bytes'] / 1e9:.2f} GB: {title}", fontsize=9)
+    axes[0].set_xscale("log")
+    _save(picture, "stall")
+
+
 def draw_uploader_cost() -> None:
     """What an upload takes from the training beside it."""
     figures, pyplot = _figures("uploader_cost"), _pyplot()
@@ -106,4 +122,5 @@ def _save(picture: Any, name: str) -> None:
 if __name__ == "__main__":
     draw_transfers()
     draw_shaped_link()
+    draw_stall()
     draw_uploader_cost()

@@ -57,7 +57,20 @@ _DEAD = replace(WriterIdentity.of_this_process(), started="1")
 
 
 def measure() -> None:
-    """Count and time, print and save."""
+    """Count and time, print and save; what was measured stays, whatever follows."""
+    figures: dict[str, Any] = {"bars": {"requests": BAR_REQUESTS, "ls": BAR_LISTING}, "ls": []}
+    with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, servers.FakeGCS() as google:
+        figures["ls_elsewhere"] = {
+            "local": _time_elsewhere(open_store(f"{folder}/many")),
+            "fake-gcs-server": _time_elsewhere(
+                open_store(f"{google.make_bucket('artifactsync-bench')}/many", google.storage_options)
+            ),
+        }
+    show(
+        "ls of 100 runs in process",
+        ["remote", "s", "÷ its own listing"],
+        [[name, *seconds] for name, seconds in figures["ls_elsewhere"].items()],
+    )
     with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, servers.SeaweedFS() as server:
         state = _state_file(Path(folder))
         bucket = server.make_bucket("artifactsync-bench")
@@ -67,47 +80,36 @@ def measure() -> None:
             "local": (open_store(f"{folder}/remote"),) * 2,
             "SeaweedFS": (open_store(f"{bucket}/long", server.storage_options), open_store(f"{bucket}/long", slow)),
         }
-        counts = [
-            _count(remote, straight, counted, length, state, line if remote == "SeaweedFS" else None)
-            for remote, (straight, counted) in remotes.items()
-            for length in LENGTHS
-        ]
+        for objects in OBJECTS:
+            if objects == max(OBJECTS):  # before so many objects slow the server down
+                figures["requests"] = counts = [
+                    _count(remote, straight, counted, length, state, line if remote == "SeaweedFS" else None)
+                    for remote, (straight, counted) in remotes.items()
+                    for length in LENGTHS
+                ]
+                show("requests", list(counts[0]), [[str(each[name]) for name in each] for each in counts])
+                save("requests", figures)
+            figures["ls"].append(_time_listing(server, bucket, folder, objects))
+            _tell_listing(figures["ls"][-1])
+            save("requests", figures)
         line.close()
-        listings = [_time_listing(server, bucket, folder, objects) for objects in OBJECTS]
-    with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, servers.FakeGCS() as google:
-        elsewhere = {
-            "local": _time_elsewhere(open_store(f"{folder}/many")),
-            "fake-gcs-server": _time_elsewhere(
-                open_store(f"{google.make_bucket('artifactsync-bench')}/many", google.storage_options)
-            ),
-        }
-    rows = [[str(c[name]) for name in c] for c in counts]
-    show("requests", list(counts[0]), rows)
-    for listing in listings:
-        base = statistics.median(listing["seconds"]["list_objects_v2, boto3"])
-        show(
-            f"ls of {RUNS} runs ({listing['objects']} objects), s",
-            ["lister", "median", "min", "max", "÷ list_objects_v2"],
-            [
-                [name, *(f"{v:.2f}" for v in (statistics.median(s), min(s), max(s), statistics.median(s) / base))]
-                for name, s in listing["seconds"].items()
-            ]
-            + [[name, "missing", "", "", ""] for name in listing["missing"]],
-        )
-        listing["ratio"] = statistics.median(listing["seconds"]["artifactsync ls (in process)"]) / base
-    show("ls of 100 runs in process", ["remote", "s", "÷ its own listing"], [[k, *v] for k, v in elsewhere.items()])
-    save(
-        "requests",
-        {
-            "bars": {"requests": BAR_REQUESTS, "ls": BAR_LISTING},
-            "requests": counts,
-            "ls": listings,
-            "ls_elsewhere": elsewhere,
-        },
+
+
+def _tell_listing(listing: dict[str, Any]) -> None:
+    base = statistics.median(listing["seconds"]["list_objects_v2, boto3"])
+    show(
+        f"ls of {RUNS} runs ({listing['objects']} objects), s",
+        ["lister", "median", "min", "max", "÷ list_objects_v2"],
+        [
+            [name, *(f"{v:.2f}" for v in (statistics.median(s), min(s), max(s), statistics.median(s) / base))]
+            for name, s in listing["seconds"].items()
+        ]
+        + [[name, "missing", "", "", ""] for name in listing["missing"]],
     )
+    listing["ratio"] = statistics.median(listing["seconds"]["artifactsync ls (in process)"]) / base
 
 
-def _time_elsewhere(store: Store, runs: int = 100, rounds: int = 3) -> list[str]:
+def _time_elsewhere(store: Store, runs: int = 100, rounds: int = 5) -> list[str]:
     """``ls`` of fewer runs on another kind of store, and how that compares with listing every key of it."""
     objects = [item for number in range(runs) for item in _small_run(f"run-{number:04d}", 13)]
     with ThreadPoolExecutor(16) as pool:
@@ -132,7 +134,7 @@ def _count(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda item: straight.put(*item), _run_objects(name, length, state)))
     figures: dict[str, Any] = {"remote": remote, "checkpoints": length}
-    with tempfile.TemporaryDirectory() as local, mock.patch("artifactsync.run.writer.Heart"):
+    with tempfile.TemporaryDirectory() as local, mock.patch("artifactsync.run.writing.Heart"):
         for what, read_only in (("read-only: open, resume", True), ("open for writing, resume", False)):
             counting = FaultyStore(store)
             if not read_only:  # the probe of the store is once for each process and remote

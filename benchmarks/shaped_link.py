@@ -17,7 +17,8 @@ from typing import Any
 
 from benchmarks import plots, report
 from benchmarks.native_sink import native_sink
-from benchmarks.transfers import MissingError, contender, fast_folder
+from benchmarks.transfer_contenders import MissingError, contender
+from benchmarks.transfers import fast_folder
 
 LINES = {"500 Mbit/s": (500e6 / 8, 256 << 20), "5 Gbit/s": (5e9 / 8, 1024 << 20)}
 LATENCY_S = 0.020

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LAYERS, WIDTH, BATCH = 40, 1024, 24
+_STEPS_ALONE = 5
+_GIVE_UP_S = 60.0
 BUCKET = "bucket"
 
 
@@ -37,10 +39,12 @@ class Training:
         self.model = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.batch = torch.randn(BATCH, WIDTH)
+        self.steps = 0
         self.step()
 
     def step(self) -> float:
         """Train on a batch; returns the seconds of forward and backward."""
+        self.steps += 1
         began = time.perf_counter()
         self.model(self.batch).square().mean().backward()
         took_s = time.perf_counter() - began
@@ -153,6 +157,7 @@ def composer_own(_training: Training, endpoint_url: str, folder: Path) -> Any:
     def save(_number: int) -> tuple[float, Callable[[], bool]]:
         took.clear()
         trainer.fit(duration="1ba")
+        _training.steps += 1
         return sum(took), is_uploaded
 
     return save
@@ -176,16 +181,29 @@ def contend(make: Callable[[Training, str, Path], Any], endpoint_url: str, *, an
         save = make(training, endpoint_url, Path(folder))
         print(json.dumps({"ready": versions()}), file=answer, flush=True)
         for number, _ in enumerate(sys.stdin):
-            alone = [training.step() for _ in range(2)]
+            forward_backward_s, alone_s = zip(*(_timed(training.step) for _ in range(_STEPS_ALONE)), strict=True)
+            began, steps = time.perf_counter(), training.steps
             stall_s, is_done = save(number)
-            began, steps = time.perf_counter(), []
             while not is_done():
-                steps.append(training.step())
-                if time.perf_counter() - began > 60:
+                training.step()
+                if time.perf_counter() - began > _GIVE_UP_S:
                     break
-            figures = {"stall_s": stall_s, "forward_backward_s": statistics.median(alone), "steps_beside": len(steps)}
-            figures.update(getattr(save, "more", dict)())
-            print(json.dumps(figures), file=answer, flush=True)
+            took_s, steps = time.perf_counter() - began, training.steps - steps
+            more = getattr(save, "more", dict)()
+            figures = {
+                "stall_s": stall_s,
+                "lost_s": took_s - steps * statistics.median(alone_s) - more.get("apart_s", 0.0),
+                "until_uploaded_s": took_s,
+                "forward_backward_s": statistics.median(forward_backward_s),
+                "steps_beside": steps,
+            }
+            print(json.dumps({**figures, **more}), file=answer, flush=True)
+
+
+def _timed(step: Callable[[], float]) -> tuple[float, float]:
+    """What a step says that it took, and what it took in all."""
+    began = time.perf_counter()
+    return step(), time.perf_counter() - began
 
 
 def versions() -> dict[str, str]:

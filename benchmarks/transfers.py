@@ -1,8 +1,8 @@
 """How fast files go up and come back, and what processor time that takes, against other tools.
 
 1 GiB in one file, 64 files of 16 MiB, 2,000 of 8 KiB; S3 by http and by TLS to a native sink, GCS to fake-gcs-server.
-The contenders take turns, round by round (A B C A B C …); those that take more than three times as long as the first
-(from the fourth round on: twice as long) sit out. Ours and other libraries run in a process of their own that is
+The contenders take turns, round by round (A B C A B C …); those that take more than three times as long as ours (from
+the fourth round on: twice as long) sit out. Ours and other libraries run in a process of their own that is
 there already; programs are started each time. Ours hashes all that it sends, and verifies and syncs all that it
 fetches; the others do neither.
 """
@@ -10,7 +10,6 @@ fetches; the others do neither.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -18,18 +17,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import plots, report, transfer_peers
 from benchmarks.native_sink import NoTlsError, Sink, native_sink
+from benchmarks.transfer_contenders import Contender, MissingError, contender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from typing_extensions import Self
 
 _MIB = 2**20
 CASES = {"1 GiB": (1, 1024 * _MIB), "64 x 16 MiB": (64, 16 * _MIB), "2,000 x 8 KiB": (2000, 8192)}
@@ -38,8 +36,7 @@ S3 = ("artifactsync", "s5cmd", "rclone", "boto3", "boto3 + CRT", "s3fs", "openda
 GCS = ("artifactsync gs", "google-cloud-storage", "gcsfs")
 ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "5"))
 _FEW_ROUNDS = 3
-_GIVE_UP_S = 300.0  # of one transfer
-_FAR_BEHIND = 3.0  # times the first
+_FAR_BEHIND = 3.0  # times ours
 _BEHIND = 2.0
 
 _Rounds = dict[str, list[dict[str, float]]]
@@ -75,7 +72,7 @@ def _compare(
     root = folder / ("gcs" if place.startswith("GCS") else "s3")
     missing: dict[str, str] = figures["missing"].setdefault(place, {})
     with contextlib.ExitStack() as stack:
-        contenders: dict[str, _Contender] = {}
+        contenders: dict[str, Contender] = {}
         for name in names:
             try:
                 contenders[name] = stack.enter_context(contender(name, sink, folder))
@@ -108,12 +105,13 @@ def _compare(
 
 
 def _in_the_race(rounds: _Rounds, number: int) -> list[str]:
-    """Who runs in this round: only those who may still be among the first, and ours."""
+    """Who runs in this round: those whom ours may have to fear, and ours."""
     if number == 0:
         return list(rounds)
     medians = {name: statistics.median(each["wall_s"] for each in taken) for name, taken in rounds.items() if taken}
-    limit_s = min(medians.values()) * (_FAR_BEHIND if number < _FEW_ROUNDS else _BEHIND)
-    return [name for name in medians if medians[name] <= limit_s or name.startswith("artifactsync")]
+    ours_s = next((median for name, median in medians.items() if name.startswith("artifactsync")), 0.0)
+    limit_s = max(min(medians.values()), ours_s) * (_FAR_BEHIND if number < _FEW_ROUNDS else _BEHIND)
+    return [name for name in medians if medians[name] <= limit_s]
 
 
 def _summary(taken: list[dict[str, float]]) -> dict[str, Any]:
@@ -122,122 +120,6 @@ def _summary(taken: list[dict[str, float]]) -> dict[str, Any]:
         for key in taken[0]
         if (values := [each[key] for each in taken])
     }
-
-
-class MissingError(Exception):
-    """This contender cannot run here, and why."""
-
-
-def contender(name: str, sink: Sink, folder: Path) -> _Library | _Program:
-    """Who moves files between ``sink`` and below ``folder``; a context manager that may raise ``MissingError``."""
-    return (_Program if name in transfer_peers.PROGRAMS else _Library)(name, sink, folder)
-
-
-class _Contender:
-    def __init__(self, name: str, sink: Sink, folder: Path) -> None:
-        self.name, self.sink, self.folder = name, sink, folder
-
-    def move(self, direction: str, source: Path, where: str) -> dict[str, float]:
-        """Move the files once; returns seconds and bytes."""
-        if direction == "up":
-            return self._move(direction, source, where)
-        destination = self.folder / "down"
-        shutil.rmtree(destination, ignore_errors=True)
-        destination.mkdir()
-        try:
-            taken = self._move(direction, source, str(destination))
-            here = {path.name: path.stat().st_size for path in destination.iterdir()}
-            if here != {path.name: path.stat().st_size for path in source.iterdir()}:
-                raise MissingError(f"it brought {len(here)} files, {sum(here.values())} bytes: not what is there")
-            return taken
-        finally:
-            shutil.rmtree(destination)
-
-    def _move(self, direction: str, source: Path, where: str) -> dict[str, float]:
-        """Move them; what it took."""
-        raise MissingError(f"{self.name} cannot move {source} {direction} to {where}")
-
-
-class _Library(_Contender):
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "benchmarks.transfer_peers", self.name, self.sink.endpoint_url]
-        self._errors = tempfile.TemporaryFile("w+")
-        self._child = subprocess.Popen(
-            [*command, self.sink.ca_file or ""],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env={**os.environ, **transfer_peers.KEYS},
-            cwd=Path(__file__).parents[1],
-        )
-        self._answer()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._child.kill()
-        self._child.communicate()
-        self._errors.close()
-
-    def _move(self, direction: str, source: Path, where: str) -> dict[str, float]:
-        assert self._child.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.write(json.dumps([direction, str(source), where]) + "\n")
-            self._child.stdin.flush()
-        taken: dict[str, float] = json.loads(self._answer())
-        return taken
-
-    def _answer(self) -> str:
-        assert self._child.stdout is not None
-        limit = threading.Timer(_GIVE_UP_S, self._child.kill)
-        limit.start()
-        line = self._child.stdout.readline()
-        limit.cancel()
-        if not line:
-            self._errors.seek(0)
-            words = self._errors.read().strip().splitlines() or ["it ended without a word"]
-            raise MissingError(words[-1][:200])
-        return line
-
-
-class _Program(_Contender):
-    def __enter__(self) -> Self:
-        beside = Path(sys.executable).with_name(self.name)
-        found = str(beside) if beside.exists() else shutil.which(self.name)
-        if found is None:
-            raise MissingError("the program is not installed")
-        self._found = found
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def _move(self, direction: str, source: Path, where: str) -> dict[str, float]:
-        remote = f"s3://{transfer_peers.BUCKET}"
-        places = (
-            [f"{source}/", f"{remote}/{where}/"] if direction == "up" else [f"{remote}/{source.name}/*", f"{where}/"]
-        )
-        words, more = transfer_peers.PROGRAMS[self.name](self.sink.endpoint_url, self.sink.ca_file, *places)
-        began = time.perf_counter()
-        process = subprocess.Popen(
-            [self._found, *words[1:]],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **transfer_peers.KEYS, **more},
-        )
-        assert process.stderr is not None
-        errors = process.stderr.read()
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        process.stderr.close()
-        if status:
-            raise MissingError((errors.strip().splitlines() or [f"exit {status}"])[-1][:200])
-        return {
-            "wall_s": time.perf_counter() - began,
-            "cpu_s": used.ru_utime + used.ru_stime,
-            "peak_bytes": used.ru_maxrss * 1024.0,
-        }
 
 
 def _bare(sink: Sink, source: Path) -> dict[str, Any]:

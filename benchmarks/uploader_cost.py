@@ -20,12 +20,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import plots, transfer_peers
+from benchmarks import plots, uploaders
 from benchmarks.native_sink import native_sink
 from benchmarks.report import save, show
 
@@ -39,6 +38,7 @@ CONTENDERS = {
     "s3fs": "s3fs put_file in a thread",
     "boto3 + CRT": "boto3's CRT transfer manager",
     "opendal": "opendal in a thread",
+    "floor": "the floor: sendfile and sha256 in an idle process",
 }
 FILE_BYTES = 256 * 1024 * 1024
 ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "5"))
@@ -184,7 +184,7 @@ def _contend(name: str, endpoint_url: str, path: Path) -> None:
         for _ in range(20):
             state = torch.tanh(state @ weights)
 
-    upload = _uploader(name, endpoint_url)
+    upload = uploaders.open_uploader(name, endpoint_url)
     for number, _ in enumerate(sys.stdin):
         before_s = _steps_s(step)
         cpu_s = time.process_time()
@@ -240,44 +240,6 @@ def _steps_s(step: Callable[[], None]) -> list[float]:
 
 def _p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]
-
-
-def _uploader(name: str, endpoint_url: str) -> Callable[[Path, str], Callable[[], bool]]:
-    """How a contender begins an upload; it returns whether that is done."""
-    if name in {"polite", "normal"}:
-        from artifactsync.stores import open_store
-        from artifactsync.transfer.queue import UploadQueue
-
-        options = {"endpoint_url": endpoint_url, "key": "k", "secret": "s"}
-        queue = UploadQueue(lambda: open_store("s3://bucket", options), polite=name == "polite")
-        return lambda path, key: _checked(queue.submit(key, path))
-    if name == "boto3":
-        import boto3
-
-        keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=endpoint_url, **keys)
-        return lambda path, key: _in_thread(lambda: client.upload_file(str(path), "bucket", key))
-    if name in transfer_peers.PEERS and name != "s3fs":
-        os.environ.update(transfer_peers.KEYS)
-        peer = transfer_peers.PEERS[name](endpoint_url, None)
-        return lambda path, key: _in_thread(lambda: peer.up(path.parent, key))
-    import s3fs
-
-    fs = s3fs.S3FileSystem(key="k", secret="s", endpoint_url=endpoint_url)
-    return lambda path, key: _in_thread(lambda: fs.put_file(str(path), f"bucket/{key}"))
-
-
-def _checked(upload: Any) -> Callable[[], bool]:
-    def is_done() -> bool:
-        return upload.done() and bool(upload.result())
-
-    return is_done
-
-
-def _in_thread(call: Callable[[], object]) -> Callable[[], bool]:
-    thread = threading.Thread(target=call)
-    thread.start()
-    return lambda: not thread.is_alive()
 
 
 def _time_submit(endpoint_url: str, path: Path) -> None:

@@ -195,7 +195,8 @@ def stopped(machine, s3, *, size: int, other: int, grace_s: float) -> Stopped:
     is_durable = latest.step == 2
     assert is_durable == ("NOT durable: checkpoint ckpt/step-2.pt" not in line), line
     stored = {a.path for a in machine.view().artifacts() if a.path.startswith("big")}
-    assert process.returncode == (0 if is_durable and len(stored) == 20 else 7), line
+    own = 137 if "has not ended by itself" in err else 0  # a machine that is too busy for the command's own handler
+    assert process.returncode == (own if is_durable and len(stored) == 20 else 7), line
     assert machine.view().status().state == "preempted"
     return Stopped(is_durable, took_s, saved_s)
 

@@ -127,6 +127,8 @@ def try_extra(wheel: Path, python: str, extra: str, *, with_pip: bool) -> Tried:
         made = Path(folder) / "venv"
         run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", python, *(["--seed"] if with_pip else []), made)
         inner = made / "bin" / "python"
+        site = Path(run(inner, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        packages, megabytes = _weight(site)  # pip's own, where pip is wanted
         began = time.monotonic()
         what = f"{wheel}[{wanted}]" if wanted else str(wheel)
         if with_pip:
@@ -135,19 +137,22 @@ def try_extra(wheel: Path, python: str, extra: str, *, with_pip: bool) -> Tried:
             run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", inner, what)
         seconds = time.monotonic() - began
         run(sys.executable, "-m", "uv", "pip", "check", "--quiet", "--python", inner)
-        site = Path(run(inner, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-        files = [
-            path for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc" and "/pip" not in str(path)
-        ]
+        packages_then, megabytes_then = _weight(site)
         with remote_for(extra) as environment:
             run(inner, "-I", ROOT / ".ci" / "smoke.py", *wanted.split(","), env={**_OFFLINE, **environment})
         return Tried(
             python=python,
             extra=extra,
-            packages=len(list(site.glob("*.dist-info"))) - with_pip,
-            megabytes=sum(path.stat().st_size for path in files) / 1e6,
+            packages=packages_then - packages,
+            megabytes=megabytes_then - megabytes,
             seconds=seconds,
         )
+
+
+def _weight(site: Path) -> tuple[int, float]:
+    """How many packages are installed there, and their megabytes."""
+    files = (path for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return len(list(site.glob("*.dist-info"))), sum(path.stat().st_size for path in files) / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

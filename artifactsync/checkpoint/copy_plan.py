@@ -9,6 +9,7 @@ Invariant: every byte of every tensor lies in exactly one span; a span waits onl
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +106,13 @@ class CopyPlan:
             self._span_of.append(span)
         self._spans = list(spans.values())
         self.size_bytes = sum(span.end - span.start for span in self._spans)
-        devices = [tree.tensors[span.tensor].device.type for span in self._spans]
-        sizes = [(span.end - span.start, kind == "cuda") for span, kind in zip(self._spans, devices, strict=True)]
-        for span, target in zip(self._spans, memory.take(sizes), strict=True):
+        devices = [tree.tensors[span.tensor].device for span in self._spans]
+        sizes = [(span.end - span.start, d.type == "cuda") for span, d in zip(self._spans, devices, strict=True)]
+        on_cuda = next((device for device in devices if device.type == "cuda"), None)
+        # Pinning is done on the current device: on one that is in use, or each rank would have a context on device 0.
+        with nullcontext() if on_cuda is None else torch.cuda.device(on_cuda):
+            buffers = memory.take(sizes)
+        for span, target in zip(self._spans, buffers, strict=True):
             span.target = target
         for tensor, shell, span in zip(tree.tensors, tree.shells, self._span_of, strict=True):
             offset = (int(tensor.storage_offset()) * tensor.element_size() - span.start) // tensor.element_size()

@@ -88,7 +88,8 @@ class Snapshot:
         state: Any,
         size_bytes: int,
         *,
-        events: Sequence[Any] = (),
+        events: Sequence[tuple[torch.device, Any]] = (),
+        keep: Any = None,
         overlap: Overlap | None = None,
         shells: Sequence[torch.Tensor] = (),
         buffers: SnapshotBuffers | None = None,
@@ -97,7 +98,7 @@ class Snapshot:
         """The state: plain containers, numbers, strings and CPU tensors."""
         self.size_bytes = size_bytes
         """Bytes of tensor data copied."""
-        self._events, self._overlap = events, overlap
+        self._events, self._keep, self._overlap = events, keep, overlap
         self._shells, self._buffers = shells, buffers
 
     @property
@@ -116,8 +117,10 @@ class Snapshot:
         Raises:
             ConfigurationError: a tensor was changed, by something else than its optimizer, before it was copied.
         """
-        for event in self._events:
-            event.synchronize()
+        for device, event in self._events:
+            with torch.cuda.device(device):  # a new thread is on device 0, and would make itself a context there
+                event.synchronize()
+        self._keep = None
         if self._overlap is not None:
             self._overlap.finish()
             self._raise_if_changed()
@@ -181,7 +184,8 @@ def take_snapshot(state: Any, buffers: SnapshotBuffers, *, overlap: Sequence[tor
     events = _copy_from_devices(plan.device_spans[0], tree)
     if len(plan.owners) == 1:
         Copy([plan.pieces[0]]).finish(copiers=MAX_COPIERS)
-        return Snapshot(tree.value, plan.size_bytes, events=events)
+        # Memory that is given back on another stream could be used again before it is copied: it is kept till then.
+        return Snapshot(tree.value, plan.size_bytes, events=events, keep=tree.tensors if events else None)
     calls: list[Callable[[], None] | None] = [None]
     streams: dict[torch.device, Any] = {}
     for spans in plan.device_spans[1:]:
@@ -195,13 +199,16 @@ def take_snapshot(state: Any, buffers: SnapshotBuffers, *, overlap: Sequence[tor
     copy = Copy(plan.pieces, calls)
     copy.finish([0], copiers=MAX_COPIERS)
     later = Overlap(copy, plan.owners, ownership.optimizers, watched, list(streams.values()), keep=tree.tensors)
-    snapshot = Snapshot(tree.value, plan.size_bytes, events=events, overlap=later, shells=tree.shells, buffers=buffers)
+    snapshot = Snapshot(
+        tree.value, plan.size_bytes, events=events, keep=tree.tensors if events else None, overlap=later,
+        shells=tree.shells, buffers=buffers,
+    )  # fmt: skip
     buffers.remember(snapshot)
     return snapshot
 
 
-def _copy_from_devices(spans: Sequence[Span], tree: PlainTree) -> list[Any]:
-    """Copy what is on a device, in the order of its current stream; returns what to wait for."""
+def _copy_from_devices(spans: Sequence[Span], tree: PlainTree) -> list[tuple[torch.device, Any]]:
+    """Copy what is on a device, in the order of its current stream; returns what to wait for, by device."""
     devices = set()
     for span in spans:
         source = span.source(tree)
@@ -210,9 +217,9 @@ def _copy_from_devices(spans: Sequence[Span], tree: PlainTree) -> list[Any]:
             devices.add(source.device)
     events = []
     for device in devices:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own lack of hints
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits sleeps: cores are for training
         event.record(torch.cuda.current_stream(device))
-        events.append(event)
+        events.append((device, event))
     return events
 
 

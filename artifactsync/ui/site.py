@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 MAX_SUMMARIES = 50
 """Runs that one request may ask about."""
-FIRST_ANSWER_S = 1.0
-"""Seconds that a page's beginning may wait for the remote's first answer, so that its status can say what it was."""
 _MAX_FORM_BYTES = 4096
 _STATIC = Path(__file__).with_name("static")
 
@@ -54,12 +52,15 @@ class Site:
     Args:
         remote: Where the runs are.
         name: Tells this server from others on this machine; the port.
+        first_answer_s: Seconds that a page's beginning may wait for the remote's first answer, so that its status can
+            say what it was; it is 200 where it came later.
     """
 
-    def __init__(self, remote: Remote, *, name: str) -> None:
+    def __init__(self, remote: Remote, *, name: str, first_answer_s: float = 1.0) -> None:
         self.door = Door(self._refusal, name=name)
         """Who may come in."""
         self._remote = remote
+        self._first_answer_s = first_answer_s
         self._verifications = Verifications(remote)
         self._templates = make_environment(
             remote=remote.url, form_token=self.door.form_token, version=__version__, now=_now
@@ -133,7 +134,7 @@ class Site:
     async def _page(self, title: str, parts: Sequence[Callable[[], str]]) -> Response:
         """A page whose parts follow each other as the remote answers."""
         first = asyncio.ensure_future(self._part(parts[0]))
-        await asyncio.wait({first}, timeout=FIRST_ANSWER_S)
+        await asyncio.wait({first}, timeout=self._first_answer_s)
         known = first.result()[1] if first.done() else None
 
         async def body() -> AsyncIterator[str]:

@@ -124,11 +124,11 @@ class Visitor:
 
 
 @contextlib.contextmanager
-def serving(store):
+def serving(store, *, first_answer_s=TIMEOUT_S):
     """The pages of a store, on a port of their own; yields somebody who has come in."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        site = Site(Remote(store), name=str(port))
+        site = Site(Remote(store), name=str(port), first_answer_s=first_answer_s)
         server = make_server(site)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

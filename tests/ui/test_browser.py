@@ -10,7 +10,6 @@ from pathlib import Path
 
 import programs
 import pytest
-from playwright.sync_api import sync_playwright
 
 from artifactsync import Run
 from tests.ui.conftest import serving, train
@@ -24,6 +23,8 @@ LOOKS = [(name, width, scheme) for name, width in (("desktop", 1200), ("phone", 
 
 @pytest.fixture(scope="module")
 def chromium():
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 `make test` collects this file without it
+
     program, more = programs.chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

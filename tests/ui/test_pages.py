@@ -170,7 +170,7 @@ def test_a_verification_holds_up_no_page_and_runs_once(store, tmp_path):
 
 def test_a_slow_remote_is_said_and_holds_up_no_other_page(store, tmp_path):
     train(store, tmp_path)
-    with serving(store) as visitor:
+    with serving(store, first_answer_s=0.01) as visitor:
         gate = store.hold("list_folders")
         slow = visitor.ask("GET", "/")
         beginning = b""

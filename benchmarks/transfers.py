@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ def measure() -> None:
                     _compare(f"S3, {line}", S3, sink, folder, CASES, figures)
                     if line == "http":
                         figures["bare"] = _bare(sink, folder / "s3" / _folder("1 GiB"))
+                        figures["bare_down"] = _bare_down(sink, folder / "s3" / _folder("1 GiB"), folder / "bare")
             except NoTlsError as error:
                 figures["missing"]["S3, TLS"] = {"all": str(error)}
         shutil.rmtree(folder / "s3")
@@ -150,6 +152,44 @@ def _bare(sink: Sink, source: Path) -> dict[str, Any]:
         "cpu_s": statistics.median(cpu),
         "rounds_s": [a + b for a, b in zip(sent, hashed, strict=True)],
     }
+
+
+def _bare_down(sink: Sink, source: Path, target: Path) -> dict[str, Any]:
+    """What the machine takes to bring it here: ``recv`` and ``write``, one connection and two, and nothing verified."""
+    path = next(source.iterdir())
+    size_bytes = path.stat().st_size
+    host, port = sink.endpoint_url.rpartition("/")[2].split(":")
+
+    def fetch(file: int, begin: int, end: int) -> None:
+        buffer = memoryview(bytearray(_MIB))
+        with socket.create_connection((host, int(port))) as line, line.makefile("rb") as answer:
+            wanted = f"GET /b/{source.name}/{path.name} HTTP/1.1\r\nHost: h\r\nRange: bytes={begin}-{end - 1}\r\n\r\n"
+            line.sendall(wanted.encode())
+            while answer.readline().strip():
+                pass
+            while begin < end:
+                count = answer.readinto(buffer[: min(_MIB, end - begin)])
+                os.pwrite(file, buffer[:count], begin)
+                begin += count
+
+    taken: dict[str, Any] = {}
+    for lines in (1, 2):
+        walls, cpus = [], []
+        for _ in range(ROUNDS):
+            file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            began, cpu_s = time.perf_counter(), time.process_time()
+            each = size_bytes // lines
+            threads = [threading.Thread(target=fetch, args=(file, n * each, (n + 1) * each)) for n in range(lines)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            walls.append(time.perf_counter() - began)
+            cpus.append(time.process_time() - cpu_s)
+            os.close(file)
+            target.unlink()
+        taken[f"{lines} connections"] = {"wall_s": statistics.median(walls), "cpu_s": statistics.median(cpus)}
+    return taken
 
 
 def _tell(figures: dict[str, Any]) -> None:

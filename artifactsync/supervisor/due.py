@@ -60,6 +60,7 @@ class Due:
         self._last_steps: dict[str, int] = {}
         self._companions: dict[str, frozenset[str]] = {}
         self._shapes: dict[str, frozenset[str]] = {}
+        self._waiting_since: dict[str, float] = {}
         self.halves: set[str] = set()
         """Paths of whole units that are one of several that belong together, of which another is missing."""
 
@@ -107,12 +108,13 @@ class Due:
         there = {unit.family for unit in unsent}
         kept = []
         self.halves = set()
+        self._waiting_since = {family: self._waiting_since.get(family, moment.now) for family in there}
         for unit in unsent:
             step, folder = self.step_of(unit), _parent(unit.path)
             is_waiting = self._misses_partner(unit, there) or any(p == folder and s in {step, None} for p, s in waits)
             if is_waiting and (moment.is_dead or moment.quiet_s(unit) <= _COMPANY_S):
                 self.halves.add(unit.path)
-            elif moment.is_dead or moment.quiet_s(unit) >= self._settle_s or self._is_company_here(unit, there):
+            elif moment.is_dead or self._has_waited(unit, moment) or self._is_company_here(unit, there):
                 kept.append(unit)
         return kept
 
@@ -122,6 +124,8 @@ class Due:
             if (known := self.step_of(unit)) is not None:
                 self._last_steps[unit.family] = max(known, self._last_steps.get(unit.family, 0))
         self._learn(fresh)
+        for unit in fresh:
+            self._waiting_since.pop(unit.family, None)
 
     def step_of(self, unit: Unit) -> int | None:
         """As ``units.step_of``, looked up once for each version of a unit."""
@@ -137,6 +141,11 @@ class Due:
         for unit in together:
             self._companions[unit.family] = families
             self._shapes[unit.family] = _shape(unit)
+
+    def _has_waited(self, unit: Unit, moment: Moment) -> bool:
+        """Whether it, or versions of it before this one, have been whole for long enough for others to turn up."""
+        waited_s = moment.now - self._waiting_since[unit.family]
+        return max(waited_s, moment.quiet_s(unit)) >= self._settle_s
 
     def _is_company_here(self, unit: Unit, there: set[str]) -> bool:
         """Whether all that came with its forerunner is new too: then there is nobody else to wait for."""

@@ -33,12 +33,13 @@ class Folder:
         self.sent = {}
         self.tree.look(closings.listen)
 
-    def look(self, quiet_s=1.0):
+    def look(self, quiet_s=1.0, now=1.0):
         heard = self.closings.hear()
         for folder, prefix in heard.folders:
             self.tree.look_into(folder, prefix, self.closings.listen)
         seen = self.tree.look()
-        moment = Moment(now=quiet_s, changed_at=dict.fromkeys(seen, 0.0), is_closed=self.closings.is_closed)
+        now = max(now, quiet_s)
+        moment = Moment(now=now, changed_at=dict.fromkeys(seen, now - quiet_s), is_closed=self.closings.is_closed)
         whole, torn = self.due.sort(self.rules.units(seen), moment)
         fresh = self.due.fresh(newest_unsent(whole, self.sent), torn, moment)
         return [unit.path for unit in fresh], fresh
@@ -112,6 +113,13 @@ def test_the_first_of_its_kind_waits_and_the_next_ones_do_not(tmp_path, folder):
     assert folder.publish(quiet_s=SETTLE_S) == ["step-1.pt"]
     save(tmp_path / "step-2.pt", 2)
     assert folder.publish() == ["step-2.pt"]
+
+
+def test_what_is_saved_more_often_than_it_is_left_alone_is_published_all_the_same(tmp_path, folder):
+    for step in range(1, 5):
+        save(tmp_path / f"step-{step}.pt", step)
+        found = folder.look(now=step * SETTLE_S / 3)[0]
+        assert found == (["step-4.pt"] if step == 4 else [])
 
 
 def test_what_came_together_is_waited_for(tmp_path, folder):

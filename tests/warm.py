@@ -26,6 +26,7 @@ _PRELOADED = (
     "tests.distributed.plain_loop",
     "tests.distributed.ddp_digits",
     "tests.distributed.files_loop",
+    "tests.distributed.fsdp_digits",
     "artifactsync.checkpoint.together",
     "artifactsync.checkpoint.resume_together",
     "torch.distributed.fsdp",

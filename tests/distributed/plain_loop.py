@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from artifactsync.journal import part_publisher
 from artifactsync.journal import together as gathering
 from artifactsync.stores import open_store
 from artifactsync.testing import FaultyStore
+from tests.fault_proxy import FaultProxy
 
 
 def model():
@@ -63,6 +65,11 @@ def whole(net, optimizer):
     return digest(get_model_state_dict(net)), digest(get_optimizer_state_dict(net, optimizer)["state"])
 
 
+def said(out, rank):
+    """What a rank wrote down at its end."""
+    return json.loads(Path(out, f"rank{rank}.json").read_text())
+
+
 def arguments(argv=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--remote", required=True)
@@ -74,14 +81,18 @@ def arguments(argv=None):
     parser.add_argument("--kill-rank", type=int)
     parser.add_argument("--kill-in", default="write")
     parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--kill-call", help="like put:*__1_0.distcp:before, instead of --kill-in")
     parser.add_argument("--down-rank", type=int)
+    parser.add_argument(
+        "--line-to", help="the server to which --down-rank has a line, which is cut; else its calls fail"
+    )
     parser.add_argument("--part-timeout", type=float, default=60.0)
     return parser.parse_args(argv)
 
 
 def arm(args, step, rank):
     """Have this very rank killed in the midst of the save of ``step``."""
-    if args.kill_rank != rank or args.kill_at != step:
+    if args.kill_rank != rank or args.kill_at != step or args.kill_call:
         return
 
     def die(*_, **__):
@@ -93,6 +104,29 @@ def arm(args, step, rank):
         part_publisher.deliver_part = die
     else:
         gathering.gather = die
+
+
+def faulty(args, is_on):
+    """The remote of a rank that has trouble of its own once ``is_on`` is set."""
+    operation, pattern, moment = (args.kill_call or "::").split(":")
+
+    def die(call):
+        if is_on.is_set() and call.operation == operation and fnmatch.fnmatchcase(call.key, pattern):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(call):
+        if is_on.is_set():
+            raise RemoteUnreachableError(f"{call.key}: no route", url=args.remote)
+
+    hooks = {"before": {"on_call": die}, "after": {"on_answer": die}, "": {"on_call": fail}}
+    return FaultyStore(open_store(args.remote), **hooks[moment])
+
+
+def own_line(origin):
+    """A line to the server for this process alone; to be cut."""
+    line = FaultProxy(origin)
+    os.environ.update({name: value.replace(origin, line.url) for name, value in os.environ.items() if origin in value})
+    return line
 
 
 def train(call, optimizer, step, rank):
@@ -136,15 +170,12 @@ def main(argv=None):  # noqa: C901, PLR0915  (a script)
     }  # fmt: skip
     torch.manual_seed(100 + rank)
     random.seed(200 + rank)
-    errors, out, down = [], {"rank": rank}, threading.Event()
-    remote = args.remote
-    if args.down_rank == rank:
-
-        def on_call(call):
-            if down.is_set():
-                raise RemoteUnreachableError(f"{call.key}: no route", url=args.remote)
-
-        remote = FaultyStore(open_store(args.remote), on_call=on_call)
+    errors, out, trouble = [], {"rank": rank}, threading.Event()
+    remote, line = args.remote, None
+    if args.down_rank == rank and args.line_to:
+        line = own_line(args.line_to)
+    elif args.down_rank == rank or (args.kill_call and args.kill_rank == rank):
+        remote = faulty(args, trouble)
     try:
         with Run("many", remote=remote, local_root=args.local_root, part_timeout_s=args.part_timeout) as run:
             resumed = run.resume(state, per_rank=["mine"])
@@ -155,7 +186,9 @@ def main(argv=None):  # noqa: C901, PLR0915  (a script)
             for step in range(progress["step"] + 1, args.until + 1):
                 arm(args, step, rank)
                 if step == args.kill_at:
-                    down.set()
+                    trouble.set()
+                    if line:
+                        line.cut()
                 train(call, optimizer, step, rank)
                 scheduler.step()
                 progress["step"] = step

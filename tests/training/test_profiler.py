@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import types
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from artifactsync import Callback, Run, Trainer
-from artifactsync.errors import ConfigurationError, TemplateError
+from artifactsync.errors import ConfigurationError, RemoteUnreachableError, TemplateError
+from artifactsync.run import Pushed
 from artifactsync.training.callback import CallbackTable
 from artifactsync.training.profiler import JSONTraceHandler, Profiler, ProfilerAction, cyclic_schedule
+from artifactsync.training.profiler.kept_traces import KeptTraces
 from tests.training.digits import Digits
 from tests.training.trace_format import check_nesting, checked_trace
 
@@ -143,6 +147,41 @@ def test_without_a_profiler_nobody_is_called(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=100).returncode == 0
 
 
+def test_old_traces_leave_the_disk_once_they_are_durable(tmp_path):
+    class Wait(Callback):
+        def batch_end(self, state, logger):
+            state.run.wait()
+
+    profiler = Profiler(
+        cyclic_schedule(warmup=0, active=2, repeat=0),
+        JSONTraceHandler(num_traces_to_keep=2),
+        torch_prof_num_traces_to_keep=1,
+    )
+    with _trainer(tmp_path, profiler=profiler, callbacks=Wait()) as trainer:
+        trainer.fit()
+    for folder, kept in (("traces", 2), ("torch_traces", 1)):
+        mirrored = sorted((tmp_path / "remote" / "r" / folder).iterdir())
+        assert len(mirrored) == 6
+        left = sorted((tmp_path / "local" / "r" / folder).iterdir())
+        assert len(left) == kept
+        assert {file.name for file in left} <= {file.name for file in mirrored}
+        newest = sorted(mirrored, key=lambda file: int(re.search(r"ba(\d+)|\.(\d+)\.", file.name)[0].strip("ba.")))
+        assert {file.name for file in left} == {file.name for file in newest[-kept:]}
+
+
+def test_a_trace_that_is_not_durable_stays_on_the_disk(tmp_path):
+    kept = KeptTraces(0)
+    file = tmp_path / "trace.json"
+    file.write_text("{}")
+    outcome = Future()
+    upload = types.SimpleNamespace(done=outcome.done, result=outcome.result)
+    kept.add(file, Pushed([upload]))
+    assert file.exists()
+    outcome.set_exception(RemoteUnreachableError("no route"))
+    kept.remove_surplus()
+    assert file.exists()
+
+
 def test_a_full_disk_warns_and_training_goes_on(tmp_path):
     (tmp_path / "local" / "r").mkdir(parents=True)
     (tmp_path / "local" / "r" / "traces").write_text("a file where a folder must be")
@@ -159,5 +198,7 @@ def test_mistakes_are_told_at_once():
         JSONTraceHandler("{run_name}/../x")
     with pytest.raises(TemplateError):
         Profiler(torch_prof_folder="{nope}")
+    with pytest.raises(ConfigurationError, match="num_traces_to_keep is -2"):
+        JSONTraceHandler(num_traces_to_keep=-2)
     with pytest.raises(ConfigurationError, match="interval"):
         Profiler(sys_prof_stats_thread_interval_seconds=0)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from artifactsync.errors import DestinationError
 from artifactsync.loggers.logger import check_path_template
 from artifactsync.naming import render_path
+from artifactsync.training.profiler.kept_traces import KeptTraces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,14 +37,22 @@ class JSONTraceHandler:
     Args:
         folder: Template of the folder, below the local root; it begins with ``{run_name}/``.
         filename: Template of a file in it, filled in at the end of the cycle.
+        num_traces_to_keep: Newest files that stay on this disk once they are durable; -1 keeps all. The remote has all.
 
     Raises:
         TemplateError: the templates cannot be filled, or leave the run's folder.
+        ConfigurationError: ``num_traces_to_keep`` makes no sense.
     """
 
     def __init__(
-        self, folder: str = "{run_name}/traces", filename: str = "ep{epoch}-ba{batch}-rank{rank}.json"
+        self,
+        folder: str = "{run_name}/traces",
+        filename: str = "ep{epoch}-ba{batch}-rank{rank}.json",
+        *,
+        num_traces_to_keep: int = -1,
     ) -> None:
+        self.kept = KeptTraces(num_traces_to_keep)
+        """The files of this process."""
         self.template = check_path_template(f"{folder.rstrip('/')}/{filename}")
         self._folder_template = check_path_template(f"{folder.rstrip('/')}/x")
         self._lock = threading.Lock()  # counters come from a thread of their own

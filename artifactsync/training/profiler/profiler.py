@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from artifactsync.batch import placement
 from artifactsync.errors import ArtifactSyncError, ConfigurationError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from artifactsync.loggers.logger import Logger
+    from artifactsync.run import Pushed
+    from artifactsync.training.profiler.kept_traces import KeptTraces
     from artifactsync.training.state import State
 
 _BEGINS = {
@@ -63,6 +65,7 @@ class Profiler(Callback):
         torch_prof: Record with ``torch.profiler`` too.
         torch_prof_folder: Template of the folder of its traces.
         torch_prof_filename: Template of a trace in it; a name that ends in ``.gz`` is compressed.
+        torch_prof_num_traces_to_keep: Newest of them that stay on this disk once they are durable; -1 keeps all.
         torch_prof_record_shapes: Record the shapes of operators' inputs.
         torch_prof_profile_memory: Record allocations.
         torch_prof_with_stack: Record where in the source operators were called.
@@ -86,6 +89,7 @@ class Profiler(Callback):
         torch_prof: bool = True,
         torch_prof_folder: str = "{run_name}/torch_traces",
         torch_prof_filename: str = "rank{rank}.{batch}.pt.trace.json",
+        torch_prof_num_traces_to_keep: int = -1,
         torch_prof_record_shapes: bool = False,
         torch_prof_profile_memory: bool = True,
         torch_prof_with_stack: bool = False,
@@ -116,6 +120,7 @@ class Profiler(Callback):
                     "with_stack": torch_prof_with_stack,
                     "with_flops": torch_prof_with_flops,
                 },
+                num_traces_to_keep=torch_prof_num_traces_to_keep,
             )
             if torch_prof
             else None
@@ -124,7 +129,7 @@ class Profiler(Callback):
         self._begun: dict[str, float] = {}
         self._hooks: list[Any] = []
         self._values: dict[str, Any] = {}
-        self._has_recorded = False
+        self._has_recorded = self._has_batch = False
         self._epoch = (0, 0.0)  # that is recorded, and since when
 
     @property
@@ -154,6 +159,7 @@ class Profiler(Callback):
             self._open(state)
         if not self.is_recording:
             return
+        self._has_batch |= event is Event.BATCH_START
         if event in _BEGINS:
             self._begun[_BEGINS[event]] = time.perf_counter()
         elif event in _ENDS:
@@ -170,6 +176,8 @@ class Profiler(Callback):
     def close(self, state: State, logger: Logger) -> None:  # noqa: ARG002  (as for every callback)
         """Write what is recorded, also after an error."""
         self._finish_cycle(state)
+        for kept in (*(handler.kept for handler in self.trace_handlers), *([self._torch.kept] if self._torch else [])):
+            kept.remove_surplus()
 
     def _open(self, state: State) -> None:
         if state.run is None:
@@ -216,7 +224,8 @@ class Profiler(Callback):
 
     def _finish_cycle(self, state: State) -> None:
         """End recording, and write and mirror what was recorded."""
-        had_recorded, self._has_recorded = self._has_recorded, False
+        had_recorded = self._has_recorded and self._has_batch  # an epoch may be over when a cycle has just begun
+        self._has_recorded = self._has_batch = False
         self._action = ProfilerAction.SKIP
         self._begun.clear()
         self._system.stop()
@@ -233,28 +242,29 @@ class Profiler(Callback):
                 self._torch.stop()
             return
         for handler in self.trace_handlers:
-            self._keep(state, lambda handler=handler: handler.write(placeholders))  # type: ignore[misc]  # bound now
+            self._keep(state, handler.kept, lambda handler=handler: handler.write(placeholders))  # type: ignore[misc]  # bound now
         torch_trace = self._torch
         if torch_trace is not None and state.run is not None:
             folder, values = state.run.local_dir, {**self._values, **placeholders}
-            self._keep(state, lambda: torch_trace.write(folder, values))
+            self._keep(state, torch_trace.kept, lambda: torch_trace.write(folder, values))
 
-    def _keep(self, state: State, write: Callable[[], Path | None]) -> None:
+    def _keep(self, state: State, kept: KeptTraces, write: Callable[[], Path | None]) -> None:
         try:
             path = write()
         except ArtifactSyncError as error:
             warnings.warn(f"a trace was not written: {error}", RuntimeWarning, stacklevel=2)
             return
-        if path is not None:
-            self._mirror(state, path)
+        if path is not None and (is_mirrored := self._mirror(state, path)) is not False:
+            kept.add(path, is_mirrored)
 
     @staticmethod
-    def _mirror(state: State, path: Path) -> None:
+    def _mirror(state: State, path: Path) -> Pushed | Literal[False] | None:
+        """What is now on its way; None where there is no remote, False where it cannot go."""
         try:
-            if state.run is not None:
-                state.run.push(path)
+            return None if state.run is None else state.run.push(path)
         except ArtifactSyncError as error:
             warnings.warn(f"the trace {path} is not mirrored: {error}", RuntimeWarning, stacklevel=2)
+            return False
 
     def _mark(self, name: str) -> None:
         self._begun[name] = time.perf_counter()

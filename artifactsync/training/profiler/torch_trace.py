@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity
 from artifactsync.errors import DestinationError
 from artifactsync.loggers.logger import check_path_template
 from artifactsync.naming import render_path
+from artifactsync.training.profiler.kept_traces import KeptTraces
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,12 +30,16 @@ class TorchTrace:
         folder: Template of the folder, below the local root.
         filename: Template of a file in it, filled in at the end of the cycle.
         options: ``record_shapes``, ``profile_memory``, ``with_stack``, ``with_flops`` of ``torch.profiler.profile``.
+        num_traces_to_keep: As for ``JSONTraceHandler``.
 
     Raises:
         TemplateError: the templates cannot be filled, or leave the run's folder.
+        ConfigurationError: ``num_traces_to_keep`` makes no sense.
     """
 
-    def __init__(self, folder: str, filename: str, options: Mapping[str, bool]) -> None:
+    def __init__(self, folder: str, filename: str, options: Mapping[str, bool], *, num_traces_to_keep: int) -> None:
+        self.kept = KeptTraces(num_traces_to_keep)
+        """The files of this process."""
         self.template = check_path_template(f"{folder.rstrip('/')}/{filename}")
         self._options: dict[str, Any] = dict(options)
         self._profile: Any = None

@@ -21,6 +21,8 @@ from artifactsync.stores.object import CONNECT_TIMEOUT_S, SHORT_TIMEOUT_S, Lanes
 if TYPE_CHECKING:
     from artifactsync.stores.credentials import S3Settings, SessionCredentials
 
+_CONNECTIONS = 32  # kept: eight uploads of four parts
+
 
 def open_s3_lanes(bucket: str, settings: S3Settings, credentials: SessionCredentials | None) -> Lanes:
     """Open obstore on the bucket.
@@ -94,6 +96,7 @@ def open_boto_client(settings: S3Settings) -> Any:
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=SHORT_TIMEOUT_S,
+        max_pool_connections=_CONNECTIONS,
         retries={"total_max_attempts": 1, "mode": "standard"},
         s3={"addressing_style": style},
         request_checksum_calculation="when_required",  # newer defaults break some services

@@ -79,6 +79,16 @@ def test_without_only_everything_comes(training):
         assert training.store.bytes > training.weight_bytes * 3
 
 
+def test_a_pull_of_some_files_moves_those_alone(training, tmp_path):
+    with training.open("a") as run:
+        run.push(__file__, "notes/this.py").result(30)
+        training.store.ranges.clear()
+        report = run.pull(tmp_path / "pulled", include=["notes/*"])
+    assert report.paths == ("notes/this.py",)
+    assert training.store.bytes < training.weight_bytes / 4  # some records, and the file
+    assert [path.name for path in (tmp_path / "pulled").rglob("*") if path.is_file()] == ["this.py"]
+
+
 def test_a_checkpoint_that_is_here_is_not_asked_for(training):
     with training.open("a") as run:
         training.store.ranges.clear()

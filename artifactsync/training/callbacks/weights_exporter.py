@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from artifactsync.batch import placement
+from artifactsync.checkpoint.image import FileImage
+from artifactsync.checkpoint.safetensors_file import SafetensorsImage
 from artifactsync.errors import ArtifactSyncError, DestinationError
 from artifactsync.loggers.logger import check_path_template
 from artifactsync.naming import render_path
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 class WeightsExporter(Callback):
     """Writes ``model.state_dict()`` every so often, and mirrors it. ``torch.load(weights_only=True)`` opens it.
+
+    A ``filename`` that ends in ``.safetensors`` gives a file of that format, whose tensors cannot share memory.
 
     ``Trainer(load_path=…, load_weights_only=True)`` takes it too. Rank 0 alone writes.
 
@@ -66,6 +68,7 @@ class WeightsExporter(Callback):
 
         Raises:
             DestinationError: the file cannot be written.
+            ConfigurationError: the format cannot hold the weights; says which.
         """
         place = placement()
         if state.run is None or place.rank:
@@ -80,10 +83,11 @@ class WeightsExporter(Callback):
         path = state.run.local_dir.joinpath(*rendered.removeprefix(f"{state.run_name}/").split("/"))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         weights = {name: value.detach().cpu() for name, value in state.model.state_dict().items()}
+        image = SafetensorsImage(weights) if path.suffix == ".safetensors" else FileImage({"model": weights})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                torch.save({"model": weights}, file)
+                file.writelines(image.slices())
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

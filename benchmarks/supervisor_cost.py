@@ -25,7 +25,7 @@ from artifactsync import Run
 from benchmarks.report import save, show
 
 LIMIT = 0.02
-ROUNDS = int(os.environ.get("ROUNDS", "7"))
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
 SECONDS = 4.0
 CHECKPOINTS = 12
 FILES = 10_000
@@ -129,6 +129,7 @@ def measure() -> None:
                 f"{LIMIT:.0%}",
             ]
         )
+        print(*rows[-1], sep=" | ", flush=True)
     show(
         f"artifactsync run, medians of {ROUNDS} pairs",
         ["command with one thread", "slowdown", "range", "its own CPU", "supervisor, of a core", "durable", "bar"],

@@ -611,3 +611,12 @@ def test_files_that_change_before_they_are_sent_make_no_mixture(tmp_path: Path) 
     assert run.latest() is None
     with pytest.raises(DamagedError):
         run.close()
+
+
+def test_what_cannot_be_a_checkpoint_is_refused_at_once(local: dict[str, Any]) -> None:
+    with Run("exp7", **local) as run:
+        with pytest.raises(ConfigurationError, match="of no files"):
+            run.save_files([], step=1)
+        with pytest.raises(ConfigurationError, match="step is True"):
+            run.save_files([write(run, "a.pt", b"x")], step=True)
+        assert run.checkpoints() == []

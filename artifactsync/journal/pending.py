@@ -143,7 +143,7 @@ class PendingCheckpoint:
 def _counted(what: str, value: Any) -> int:
     """``value`` as a plain count."""
     try:
-        count = operator.index(value)
+        count = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         count = -1
     if not 0 <= count <= _MAX_COUNT:
@@ -192,7 +192,10 @@ def local_files(files: Mapping[str, Any]) -> list[LocalFile]:
 
     Raises:
         ObjectNotFoundError: one of them is not there, or is no file.
+        ConfigurationError: there are none.
     """
+    if not files:
+        raise ConfigurationError("a checkpoint of no files cannot be saved", hint="give at least one file")
     described = []
     for path, local in files.items():
         local_path = Path(local)

@@ -25,7 +25,7 @@ _PACKAGES = frozenset({"starlette", "uvicorn", "jinja2", "markupsafe", "anyio", 
     short_help="Show the runs in a browser: a local, read-only page.",
     epilog="""\b
 Examples:
-  artifactsync ui                               opens a browser, where there is one
+  artifactsync ui                         opens a browser, where there is one
   artifactsync ui --remote s3://bucket/runs --no-browser
   ssh -L 8080:127.0.0.1:8080 HOST artifactsync ui --port 8080
 

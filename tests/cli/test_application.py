@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Command
 
-COMMANDS = ("run", "ls", "pull", "push", "status", "report", "verify", "prune", "cp", "adopt", "rm", "doctor")
+COMMANDS = ("run", "ls", "pull", "push", "status", "report", "ui", "verify", "prune", "cp", "adopt", "rm", "doctor")
 HEAVY = {"torch", "numpy", "boto3", "botocore", "google", "obstore", "rich", "fsspec", "asyncio"}
 
 

@@ -19,14 +19,14 @@ POINTS = {
     "rank 1, after them": (1, "put:*ba4/__1_0.distcp:after"),
     "rank 1, before its part record": (1, "put_if_absent:*/parts/*:before"),
     "rank 0, before its file is sent": (0, "put:*ba4-rank0.pt:before"),
+    "rank 0, after its file is sent": (0, "put:*ba4-rank0.pt:after"),
     "rank 0, after its shards are sent": (0, "put:*ba4/__0_0.distcp:after"),
     "rank 0, before it asks for the parts": (0, "list:*/parts/*:before"),
     "rank 0, before the metadata is sent": (0, "put:*ba4/.metadata:before"),
     "rank 0, before the commit": (0, f"{COMMIT}:before"),
     "rank 0, after the commit": (0, f"{COMMIT}:after"),
-    "rank 0, before the pointer to it": (0, "put:*/head.json:before"),
 }
-NEW = {"rank 0, after the commit", "rank 0, before the pointer to it"}
+NEW = {"rank 0, after the commit"}
 """Points behind the commit: the new checkpoint resumes."""
 
 

@@ -3,7 +3,9 @@
 Ours begins with the snapshot in memory and ends when the file has its name after fsync and the object is whole, sha256
 and CRC64NVME included. The peers begin with the file in the page cache, hash nothing, and fsync nothing either, but for
 a second form of them (``sync``). The object store is the native sink of this folder: it takes what it is sent and keeps
-none of it. Rounds alternate.
+none of it. They take turns, and who begins changes; all write new files, and what was written before is removed first:
+where a virtual machine gives freed memory back to its host, who writes to pages that were freed long ago pays a second
+for each 512 MiB.
 """
 
 from __future__ import annotations
@@ -87,7 +89,6 @@ def measure() -> None:
 
             def peers(where: str, *, synced: bool = False) -> None:
                 source, copy = folder / "source.pt", folder / "copy.pt"
-                shutil.rmtree(copy, ignore_errors=True)
                 _run("cp", source, copy)
                 if synced:
                     _run("sync", copy)
@@ -95,10 +96,15 @@ def measure() -> None:
                     s5cmd = Path(sys.executable).with_name("s5cmd")
                     _run(s5cmd, "--endpoint-url", endpoint_url, "cp", source, "s3://bucket/run/peer.pt")
                 else:
-                    (folder / "remote" / "run").mkdir(parents=True, exist_ok=True)
                     _run("cp", source, folder / "remote" / "run" / "peer.pt")
                     if synced:
                         _run("sync", folder / "remote" / "run" / "peer.pt")
+
+            def tidy() -> None:
+                for old in ("ours.pt", "copy.pt"):
+                    (folder / old).unlink(missing_ok=True)
+                shutil.rmtree(folder / "remote", ignore_errors=True)
+                (folder / "remote" / "run").mkdir(parents=True)
 
             writing = FileWriting(FileImage(snapshot.state), folder / "source.pt")
             size_bytes = writing.run().size_bytes
@@ -108,6 +114,7 @@ def measure() -> None:
                     lambda where=where: ours(where),
                     lambda where=where: peers(where),
                     lambda where=where: peers(where, synced=True),
+                    tidy,
                 )
                 each = figures[where]
                 rows.append(
@@ -127,12 +134,17 @@ def measure() -> None:
     )
 
 
-def _compare(ours: Callable[[], None], peers: Callable[[], None], synced: Callable[[], None]) -> dict[str, Any]:
+def _compare(
+    ours: Callable[[], None], peers: Callable[[], None], synced: Callable[[], None], tidy: Callable[[], None]
+) -> dict[str, Any]:
     calls = {"ours": ours, "peers": peers, "synced": synced}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     peak_bytes = 0
     for number in range(_ROUNDS + 1):  # the first one is to warm up
-        for name, call in calls.items():
+        names = list(calls)[number % len(calls) :] + list(calls)[: number % len(calls)]
+        for name in names:  # each comes after each other one as often
+            call = calls[name]
+            tidy()
             with _PeakMemory() as memory:
                 seconds = _timed(call)
             if number:

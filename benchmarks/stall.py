@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def measure() -> None:
                         rounds[name].append(answer)
         finally:
             for child in children.values():
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL)  # Composer has uploading processes of its own
                 child.wait()
     _tell({name: rounds[name] for name in children}, missing, versions)
 
@@ -147,6 +148,7 @@ def _start(endpoint_url: str) -> tuple[dict[str, subprocess.Popen[str]], dict[st
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[1],
+            start_new_session=True,
         )
     return children, missing
 

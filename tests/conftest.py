@@ -48,6 +48,8 @@ _FOREIGN_PREFIXES = (
     "STORAGE_EMULATOR_",
 )
 _FOREIGN = (
+    "COLUMNS",  # GNU readline, which pytest imports, sets it for the workers
+    "LINES",
     "BOTO_CONFIG",
     "GCLOUD_PROJECT",
     "LOCAL_RANK",

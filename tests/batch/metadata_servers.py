@@ -59,6 +59,9 @@ class MetadataStandIn:
         parts = urlsplit(handler.path)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         status, headers, body = self.respond(method, parts.path, query, handler.headers)
+        with self.changed:  # before the answer, so that the order is that of the asking
+            self.requests.append(f"{method} {parts.path} {status}")
+            self.changed.notify_all()
         try:
             handler.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -67,9 +70,6 @@ class MetadataStandIn:
             handler.wfile.write(body.encode())
         except OSError:
             pass  # the client has gone
-        with self.changed:
-            self.requests.append(f"{method} {parts.path} {status}")
-            self.changed.notify_all()
 
 
 class EC2(MetadataStandIn):

@@ -19,8 +19,9 @@ lowered = now()
 threading.Thread(target=end.wait).start()  # one that is started meanwhile
 modesty.raise_again()
 modesty.raise_again()
+after = now()  # while the threads are there
 end.set()
-print(before, lowered, now(), sep="\\n")
+print(before, lowered, after, sep="\\n")
 """
 
 

@@ -95,7 +95,11 @@ PROGRAM = """
             "artifacts": [[a.path, a.size] for a in run.artifacts()],
             "verified": run.verify(deep=True).ok,
             "state": [run.status().state, run.status().alive, run.status().durable_step],
-            "keys": sorted(key for key in run.fs.find("") if "heartbeat" not in key),
+            # Intents but ours are removed behind their commits, if there is time.
+            "keys": sorted(
+                key for key in run.fs.find("")
+                if "heartbeat" not in key and ("intents/" not in key or key.endswith("000001-000009.json"))
+            ),
         }
 
     if task["do"] == "look":

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 LENGTHS = (10, 1_000, 10_000)
 """Checkpoints of a run."""
+LARGE_WEIGHTS = 5 * 2**20
+"""Of four bytes, in the state of one more run: a file that is fetched in three ranges."""
 RUNS = 1_000
 """Runs that are listed, of three checkpoints each."""
 OBJECTS = {13: 7, 200: 3}
@@ -72,7 +74,7 @@ def measure() -> None:
         [[name, *seconds] for name, seconds in figures["ls_elsewhere"].items()],
     )
     with tempfile.TemporaryDirectory(prefix="artifactsync-bench-") as folder, servers.SeaweedFS() as server:
-        state = _state_file(Path(folder))
+        small, large = (_state_file(Path(folder), weights) for weights in (4, LARGE_WEIGHTS))
         bucket = server.make_bucket("artifactsync-bench")
         line = FaultProxy(server.endpoint_url)
         slow = {name: value.replace(server.origin, line.url) for name, value in server.storage_options.items()}
@@ -85,7 +87,7 @@ def measure() -> None:
                 figures["requests"] = counts = [
                     _count(remote, straight, counted, length, state, line if remote == "SeaweedFS" else None)
                     for remote, (straight, counted) in remotes.items()
-                    for length in LENGTHS
+                    for length, state in [*((length, small) for length in LENGTHS), (min(LENGTHS), large)]
                 ]
                 show("requests", list(counts[0]), [[str(each[name]) for name in each] for each in counts])
                 save("requests", figures)
@@ -130,10 +132,10 @@ def _count(
     remote: str, straight: Store, store: Store, length: int, state: bytes, line: FaultProxy | None
 ) -> dict[str, Any]:
     """Requests to come back to one run of ``length`` checkpoints."""
-    name = f"run{length}"
+    name = f"run{length}-{len(state)}"
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda item: straight.put(*item), _run_objects(name, length, state)))
-    figures: dict[str, Any] = {"remote": remote, "checkpoints": length}
+    figures: dict[str, Any] = {"remote": remote, "checkpoints": length, "bytes of the file": len(state)}
     with tempfile.TemporaryDirectory() as local, mock.patch("artifactsync.run.writing.Heart"):
         for what, read_only in (("read-only: open, resume", True), ("open for writing, resume", False)):
             counting = FaultyStore(store)
@@ -174,8 +176,8 @@ def _run_objects(name: str, length: int, state: bytes) -> Iterator[tuple[str, by
     store.close()
 
 
-def _state_file(folder: Path) -> bytes:
-    torch.save({"step": torch.zeros(4)}, folder / "state.pt")
+def _state_file(folder: Path, weights: int) -> bytes:
+    torch.save({"step": torch.zeros(weights)}, folder / "state.pt")
     return (folder / "state.pt").read_bytes()
 
 

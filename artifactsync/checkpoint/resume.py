@@ -20,7 +20,7 @@ from artifactsync.checkpoint.load import load_file, restore
 from artifactsync.checkpoint.load_part import load_only
 from artifactsync.checkpoint.savers import wait_copied
 from artifactsync.checkpoint.selecting import patterns_of, select
-from artifactsync.errors import CheckpointNotFoundError, DamagedError
+from artifactsync.errors import CheckpointNotFoundError, DamagedError, MissingBytesError
 from artifactsync.run import LocalFile, PendingCheckpoint
 
 if TYPE_CHECKING:
@@ -117,13 +117,7 @@ def resume_state(
                 per_rank=per_rank, patterns=patterns,
             )  # fmt: skip
         except DamagedError as error:
-            damage = error
-            warnings.warn(
-                f"checkpoint {checkpoint.name!r} of run {run.name!r} is damaged and was passed over: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            passed_over.append(checkpoint.name)
+            damage = _passed_over(run, checkpoint, error, passed_over) or damage
             continue
         if stateless:
             warnings.warn(
@@ -151,6 +145,21 @@ def resume_state(
             hint="use Run.pull (or `artifactsync pull`) and load them yourself",
         )
     return None
+
+
+def _passed_over(
+    run: Run | LocalRun, checkpoint: Checkpoint, error: DamagedError, names: list[str]
+) -> DamagedError | None:
+    """Tell that a checkpoint is damaged; not if a prune gave it up while it was read, as then there is a newer one."""
+    if isinstance(error, MissingBytesError) and all(live.seq != checkpoint.seq for live in run.checkpoints()):
+        return None
+    warnings.warn(
+        f"checkpoint {checkpoint.name!r} of run {run.name!r} is damaged and was passed over: {error}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    names.append(checkpoint.name)
+    return error
 
 
 def _read(

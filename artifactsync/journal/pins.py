@@ -5,6 +5,9 @@ Owns: the pin object, the thread that keeps it fresh, and how a prune judges it.
 
 Invariant: a reader pins first and reads the journal after; a prune writes the journal first and looks for pins after.
 So at least one of the two sees the other. Whether a pin lives is watched on the observer's own monotonic clock.
+
+One request needs no pin: what is answered comes whole, and until it is answered the reader is no worse off than until a
+pin is written. ``pin_unless_over`` writes it once that request takes long, as it may have to be sent again.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PATIENCE_INTERVALS = 2.5  # one lost refresh is no death
+_SOON_S = 1.0  # a request that takes longer may be one that has to be sent again
 _MAX_INTERVAL_S = 60.0  # a hostile pin must not make a prune wait for longer
 
 
@@ -89,10 +93,20 @@ class PinKeeper:
         with self._lock:
             self._commit = commit
             is_written = self._write()
-        if is_written and self._thread is None:
-            self._thread = threading.Thread(target=self._refresh_until_stopped, name="artifactsync-pin", daemon=True)
-            self._thread.start()
+        if is_written:
+            self._keep_fresh(self._interval_s)
         return is_written
+
+    def pin_unless_over(self, commit: int, *, after_s: float = _SOON_S) -> None:
+        """Pin a checkpoint if it is still being read then: for what is read with one request.
+
+        Args:
+            commit: Number of its commit record.
+            after_s: Seconds from now.
+        """
+        with self._lock:
+            self._commit = commit
+        self._keep_fresh(after_s)
 
     def refresh(self) -> None:
         """Write the pin once more, so that observers see it move. Failing is harmless."""
@@ -126,9 +140,17 @@ class PinKeeper:
         self._count += 1
         return True
 
-    def _refresh_until_stopped(self) -> None:
-        while not self._stopped.wait(self._interval_s):
+    def _keep_fresh(self, after_s: float) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._refresh_until_stopped, args=(after_s,), name="artifactsync-pin", daemon=True
+            )
+            self._thread.start()
+
+    def _refresh_until_stopped(self, wait_s: float) -> None:
+        while not self._stopped.wait(wait_s):
             self.refresh()
+            wait_s = self._interval_s
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from artifactsync.run.remotes import remote_of
 from artifactsync.stores import open_store
 from artifactsync.stores.prefix import PrefixStore
 from artifactsync.stores.protocol import Store
+from artifactsync.transfer.downloader import PART_BYTES
 from artifactsync.transfer.pull import PullItem, pull_files
 
 if TYPE_CHECKING:
@@ -312,19 +313,24 @@ class RunView:
             for f in checkpoint.files
             if wanted is None or f.path in wanted
         ]
-        with self.reading(checkpoint) as store:
+        is_one_request = len(items) == 1 and (items[0].size_bytes or 0) <= PART_BYTES
+        with self.reading(checkpoint, is_one_request=is_one_request) as store:
             pull_files(store, items, self.local_dir)
         return {item.path: safe_local_path(self.local_dir, item.path) for item in items}
 
     @contextmanager
-    def reading(self, checkpoint: Checkpoint) -> Iterator[Store]:
+    def reading(self, checkpoint: Checkpoint, *, is_one_request: bool = False) -> Iterator[Store]:
         """The remote, while no prune takes a file of the checkpoint away.
 
         No other process that shares the local folder is in such a block, so what one has fetched the next one finds.
+
+        Args:
+            checkpoint: Which.
+            is_one_request: What is read comes with one answer, and is pinned only where that takes long (``pins``).
         """
         with folder_lock(self.local_dir / HOUSE_FOLDER), keeping_pin(self._store, self._layout) as keeper:
             if not self._is_safe_unpinned(checkpoint):
-                keeper.pin(checkpoint.seq)
+                (keeper.pin_unless_over if is_one_request else keeper.pin)(checkpoint.seq)
             yield self._store
 
     def fetch_log(self, path: str, local: Path, *, size_bytes: int, sha256: str) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,25 @@ def test_a_pin_is_kept_fresh(store: Store) -> None:
     else:
         pytest.fail("the pin does not move")
     keeper.release()
+
+
+def test_what_is_over_soon_is_not_pinned(store: Store) -> None:
+    counting = FaultyStore(store)
+    keeper = PinKeeper(counting, LAYOUT)
+    keeper.pin_unless_over(1, after_s=3600)
+    keeper.release()
+    assert counting.calls.total() == 0
+
+
+def test_what_takes_long_is_pinned_and_kept_fresh(store: Store) -> None:
+    written = threading.Semaphore(0)
+    keeper = PinKeeper(FaultyStore(store, on_answer=lambda _: written.release()), LAYOUT, interval_s=0.01)
+    keeper.pin_unless_over(1, after_s=0.01)
+    for _ in range(3):
+        assert written.acquire(timeout=30)
+    assert [pin.commit for pin in read_pins(store, LAYOUT)] == [1]
+    keeper.release()
+    assert read_pins(store, LAYOUT) == []
 
 
 def test_the_pin_of_a_dead_neighbour_holds_nothing(store: Store) -> None:

@@ -434,7 +434,7 @@ def patched(world: World) -> Iterator[World]:
         put(publication, "Line", lambda _name: SimpleNamespace(is_overtaken=lambda: False))
         put(advice, "SerialWorker", _AtOnce)
         put(restore, "pull_files", world.pull_files)
-        put(pins.PinKeeper, "_refresh_until_stopped", lambda _: None)
+        put(pins.PinKeeper, "_refresh_until_stopped", lambda *_: None)
         put(WriterIdentity, "of_this_process", classmethod(lambda _: world.identity()))
         watch = functools.partial(pins.living_pins, monotonic_s=lambda: world.clock_s, sleep=world.sleep)
         put(retire, "living_pins", watch)

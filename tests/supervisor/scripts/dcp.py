@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-steps, every = int(sys.argv[1]), int(sys.argv[2])
+steps, every, step_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 dist.init_process_group("gloo")
 torch.manual_seed(dist.get_rank())
 mine = {f"weight{dist.get_rank()}": torch.zeros(20_000)}
@@ -26,7 +26,7 @@ if dist.get_rank() == 0:
 for step in range(start + 1, steps + 1):
     for value in mine.values():
         value += 1
-    time.sleep(0.03)
+    time.sleep(step_s)
     if dist.get_rank() == 0:
         print("step", step, flush=True)
     if step % every == 0:

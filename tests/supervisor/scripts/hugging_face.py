@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-steps, every = int(sys.argv[1]), int(sys.argv[2])
+steps, every, step_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 
 
 class Model(torch.nn.Module):
@@ -26,7 +26,7 @@ class Say(TrainerCallback):
         print("resumed", state.global_step, flush=True)
 
     def on_step_end(self, args, state, control, **more):
-        time.sleep(0.03)
+        time.sleep(step_s)
         print("step", state.global_step, flush=True)
 
 

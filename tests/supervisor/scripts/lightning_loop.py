@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-steps, every = int(sys.argv[1]), int(sys.argv[2])
+steps, every, step_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 
 
 class Model(L.LightningModule):
@@ -20,7 +20,7 @@ class Model(L.LightningModule):
         print("resumed", self.global_step, flush=True)
 
     def training_step(self, batch, index):
-        time.sleep(0.03)
+        time.sleep(step_s)
         return self.layer(batch[0]).square().mean()
 
     def on_train_batch_end(self, *_):

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-steps, every = int(sys.argv[1]), int(sys.argv[2])
+steps, every, step_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 torch.manual_seed(0)
 model = torch.nn.Linear(50, 50)
 optimizer = torch.optim.AdamW(model.parameters())
@@ -25,7 +25,7 @@ for step in range(start + 1, steps + 1):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    time.sleep(0.03)
+    time.sleep(step_s)
     print("step", step, flush=True)
     if step % every == 0:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}

@@ -24,6 +24,7 @@ from artifactsync.checkpoint.write import FileWriting, WrittenFile, point_latest
 from artifactsync.errors import ConfigurationError
 from artifactsync.journal.pending import SupersededError
 from artifactsync.run import LocalFile
+from artifactsync.transfer.courier import the_courier
 from artifactsync.transfer.failures import release_frames
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class StateSaver:
                 if policy == "newest" and not before.has_replaced:
                     before.give_up()
                     flight.has_replaced = True
-                wait([before.landed])  # its error, if any, is in its own pending checkpoint
+                with the_courier().hurried():
+                    wait([before.landed])  # its error, if any, is in its own pending checkpoint
             self._flight = None
             snapshot = self._snapshot = take_snapshot(state, self._buffers, overlap=overlap)
             try:
@@ -168,7 +170,8 @@ class StateSaver:
         """Wait until the snapshot in flight is on this disk, or failed to be."""
         flight = self._flight
         if flight is not None:
-            wait([flight.landed])
+            with the_courier().hurried():
+                wait([flight.landed])
 
     def prepare(self, state: Any) -> None:
         """Have the memory for snapshots of ``state``, touched, before the first one needs it.
@@ -220,7 +223,7 @@ class StateSaver:
             point_latest(link, written.path)
             self._last_sha256 = written.sha256
 
-        writing = flight.writing = FileWriting(image, flight.local)
+        writing = flight.writing = FileWriting(image, flight.local, hashes_beside=not is_twin)
         if flight.reason is not None:
             writing.give_up(flight.reason)
         source = writing.source

@@ -17,17 +17,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from artifactsync.checkpoint.image import FileImage
-from artifactsync.errors import DestinationError, DiskFullError
+from artifactsync.errors import ArtifactSyncError, DestinationError, DiskFullError
 from artifactsync.transfer.being_written import FileBeingWritten
+from artifactsync.transfer.courier import the_courier
+from artifactsync.transfer.delivery import COURIER_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from artifactsync.checkpoint.image import Image
     from artifactsync.checkpoint.snapshot import Snapshot
+    from artifactsync.transfer.courier import FileHash
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_WRITE_BYTES = 16 * 1024 * 1024  # written by one call, about
+_MOST_SLICES = 512  # in one call. Source: IOV_MAX of limits.h is 1024 on Linux, read 2026-11
 _WRITE_BACK_BYTES = 16 * 1024 * 1024  # so much is written before the disk is asked to begin
 
 
@@ -49,12 +54,14 @@ class FileWriting:
     Args:
         image: What to write.
         path: Where; a file of that name is replaced.
+        hashes_beside: Whether the process beside this one (``transfer.courier``), if there is one, hashes a large
+            file, from the page cache; else a thread of this one does, from the image.
 
     Raises:
         DiskFullError, DestinationError: no file can be made there.
     """
 
-    def __init__(self, image: Image, path: Path) -> None:
+    def __init__(self, image: Image, path: Path, *, hashes_beside: bool = False) -> None:
         self._image, self._path = image, path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -67,6 +74,10 @@ class FileWriting:
         self.source = FileBeingWritten(self._fd, str(path), image.size_bytes)
         """For an upload that begins before the file is whole."""
         self._given_up: BaseException | None = None
+        self._hash_beside: FileHash | None = None
+        if hashes_beside and image.size_bytes >= COURIER_BYTES and the_courier().is_ready:
+            with suppress(ArtifactSyncError):
+                self._hash_beside = the_courier().hash(self._fd, image.size_bytes)
 
     def give_up(self, reason: BaseException) -> None:
         """Stop as soon as possible: ``run`` raises ``reason``, unless the file is whole by then."""
@@ -94,20 +105,21 @@ class FileWriting:
         hashing = threading.Thread(target=self._hash_into, args=(digest,), name="artifactsync-hash", daemon=True)
         try:
             try:
-                is_apart = _start(hashing)
+                is_apart = self._hash_beside is None and _start(hashing)
                 self._write()
                 os.fsync(self._fd)
                 if is_apart:
                     hashing.join()
-                else:
-                    self._hash_into(digest)
+                sha256 = digest.hexdigest() if is_apart else self._late_hash(digest)
                 self._check()
                 confirm()
                 self._temporary.replace(self._path)
                 _sync_folder(self._path.parent)
             finally:
                 os.close(self._fd)
-            written = WrittenFile(self._path, self._image.size_bytes, digest.hexdigest())
+                if self._hash_beside is not None:
+                    self._hash_beside.close()
+            written = WrittenFile(self._path, self._image.size_bytes, sha256)
             if when_whole is not None:
                 when_whole(written)
         except BaseException as error:
@@ -123,16 +135,29 @@ class FileWriting:
 
     def _write(self) -> None:
         done = begun = 0
-        for data in self._image.slices():
+        for batch in _batches(self._image.slices()):
             self._check()
-            rest = data
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-            done += len(data)
-            self.source.advance(len(data))
+            left = batch
+            while left:
+                left = _behind(left, os.writev(self._fd, left))
+            count_bytes = sum(map(len, batch))
+            done += count_bytes
+            self.source.advance(count_bytes)
+            if self._hash_beside is not None:
+                self._hash_beside.advance(done)
             if done - begun >= _WRITE_BACK_BYTES:
                 _begin_write_back(self._fd, begun, done - begun)
                 begun = done
+
+    def _late_hash(self, digest: hashlib._Hash) -> str:
+        """The hash, where no thread of this process took it while the file was written."""
+        if self._hash_beside is not None:
+            try:
+                return self._hash_beside.hexdigest(self._check)
+            except ArtifactSyncError:
+                self._check()  # it was given up; else that process is gone
+        self._hash_into(digest)
+        return digest.hexdigest()
 
     def _hash_into(self, digest: hashlib._Hash) -> None:
         for data in self._image.slices():
@@ -174,6 +199,29 @@ def point_latest(link: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(os.path.relpath(target, link.parent))
         temporary.replace(link)
+
+
+def _batches(slices: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """Put slices together: each call of the system takes the interpreter lock from training once."""
+    batch: list[memoryview] = []
+    length = 0
+    for data in slices:
+        batch.append(data)
+        length += len(data)
+        if length >= _WRITE_BYTES or len(batch) == _MOST_SLICES:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _behind(batch: list[memoryview], count_bytes: int) -> list[memoryview]:
+    """What is left of a batch behind so many bytes."""
+    for number, data in enumerate(batch):
+        if count_bytes < len(data):
+            return [data[count_bytes:], *batch[number + 1 :]]
+        count_bytes -= len(data)
+    return []
 
 
 def _start(thread: threading.Thread) -> bool:

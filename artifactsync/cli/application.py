@@ -31,6 +31,7 @@ from artifactsync.cli.interrupt import claim_last_word, end_on_interrupt
 from artifactsync.cli.screen import Screen
 from artifactsync.cli.session import Session, global_options
 from artifactsync.errors import redact
+from artifactsync.transfer.courier import forbid_courier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: What follows the program's name; those of this process if None.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    forbid_courier()  # nothing trains in this process
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream put in place by a caller
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # TextIO of a real process has it

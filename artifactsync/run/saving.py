@@ -18,6 +18,7 @@ from artifactsync.journal.local_checkpoints import LocalCheckpoint, resumable_lo
 from artifactsync.journal.publication import Label, LocalFile, PendingCheckpoint, local_files
 from artifactsync.run.torch_backed import state_io
 from artifactsync.run.view import RunView
+from artifactsync.transfer.courier import begin_courier
 
 if TYPE_CHECKING:
     from artifactsync.journal.attempt import Attempt
@@ -92,7 +93,7 @@ class SavingRun(RunView):
         return pending
 
     def prepare(self, state: Any) -> None:
-        """Have the memory for checkpoints of ``state`` at hand, so that the first ``save`` is as quick as any other.
+        """Have memory, and a process to send with, at hand, so that the first ``save`` is as quick as any other.
 
         Call it once everything is there, after the first step of the optimizers: that makes their state.
 
@@ -102,6 +103,7 @@ class SavingRun(RunView):
         Raises:
             ConfigurationError: the state holds something that could not be loaded again safely; names where.
         """
+        begin_courier(self._store)
         state_io().prepare_state(self, state)
 
     def wait_copied(self) -> None:

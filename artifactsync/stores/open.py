@@ -15,6 +15,7 @@ from artifactsync.errors import ConfigurationError, MissingPackageError, redact
 from artifactsync.stores.encryption import refuse_encryption
 from artifactsync.stores.limit import LimitStore
 from artifactsync.stores.local import LocalStore
+from artifactsync.stores.origin import describe
 from artifactsync.stores.prefix import PrefixStore
 from artifactsync.stores.retry import RetryPolicy, RetryStore
 
@@ -56,10 +57,14 @@ def open_store(
         scheme, rest = "file", text
     scheme = scheme.lower()
     store, prefix = _open(text, scheme, rest, options)
+    origin = describe(str(store.root) if isinstance(store, LocalStore) else text, scheme, options, retry)
     if bandwidth_limit_bytes_per_s is not None:
         store = LimitStore(store, bytes_per_s=bandwidth_limit_bytes_per_s)
-    store = RetryStore(store, retry)
-    return PrefixStore(store, prefix) if prefix else store
+    retrying = RetryStore(store, retry)
+    opened = PrefixStore(retrying, prefix) if prefix else retrying
+    if bandwidth_limit_bytes_per_s is None:  # the limit is one for all that this process sends
+        opened.origin = origin
+    return opened
 
 
 def _open(text: str, scheme: str, rest: str, options: dict[str, Any]) -> tuple[Store, str]:

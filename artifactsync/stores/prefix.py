@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from artifactsync.stores.origin import Origin
     from artifactsync.stores.protocol import Body, ObjectInfo, Store
 
 
@@ -26,6 +27,8 @@ class PrefixStore:
         self.store = store
         self.prefix = prefix.strip("/") + "/"
         self.ordered_listing: bool = getattr(store, "ordered_listing", False)
+        self.origin: Origin | None = None
+        """What ``open_store`` made it from, if another process could."""
 
     @property
     def url(self) -> str:

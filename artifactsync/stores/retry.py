@@ -26,6 +26,7 @@ from artifactsync.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from artifactsync.stores.origin import Origin
     from artifactsync.stores.protocol import Body, ObjectInfo, Store
 
 _Result = TypeVar("_Result")
@@ -78,6 +79,8 @@ class RetryStore:
         self.store = store
         self.policy = policy or RetryPolicy()
         self.ordered_listing: bool = getattr(store, "ordered_listing", False)
+        self.origin: Origin | None = None
+        """What ``open_store`` made it from, if another process could."""
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait  # close() ends every pause
         self._clock = clock

@@ -13,14 +13,15 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import FileChangedError, UploadError
 from artifactsync.transfer.hashing import FileDigest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from typing_extensions import Self
 
@@ -29,6 +30,10 @@ _LOOK_S = 0.2  # how often somebody who waits for bytes looks whether the queue 
 _spare: deque[None] = deque([None] * 32)
 """Descriptors of whole files that this process may hold: others that wait for their turn, in an outage by the hundred,
 are opened again by their name. Taken and given back without a lock: ``__del__`` does so too."""
+
+
+Listener = Callable[["int | BaseException | tuple[FileDigest, tuple[int, ...]]"], object]
+"""Told how many bytes can be read; or why there will be no more; or the digest and the identity of the whole file."""
 
 
 class FileBeingWritten:
@@ -50,6 +55,7 @@ class FileBeingWritten:
         self._readers = 0
         self._is_spare = False
         self._pid = os.getpid()
+        self._listeners: list[Listener] = []
         self.name = name
         self.size_bytes = size_bytes
         self.digest: FileDigest | None = None
@@ -61,25 +67,30 @@ class FileBeingWritten:
         """``count_bytes`` more can be read."""
         with self._changed:
             self._written_bytes += count_bytes
-            self._changed.notify_all()
+            self._tell()
 
-    def finish(self, sha256: str) -> None:
-        """The file is whole, on the disk, and has its name."""
+    def finish(self, sha256: str, identity: tuple[int, ...] = ()) -> None:
+        """The file is whole, on the disk, and has its name.
+
+        Args:
+            sha256: Of its bytes, in lower-case hex.
+            identity: What the writer saw of it then; left out by the writer itself.
+        """
         with self._changed:
-            self._identity = _identity(self._fd)
+            self._identity = identity or _identity(self._fd)
             self._written_bytes = self.size_bytes
             self.digest = FileDigest(self.size_bytes, sha256)
             with suppress(IndexError):
                 _spare.pop()
                 self._is_spare = True
             self._close_if_idle()
-            self._changed.notify_all()
+            self._tell()
 
     def fail(self, error: BaseException) -> None:
         """The file will never be whole."""
         with self._changed:
             self._error = self._error or error
-            self._changed.notify_all()
+            self._tell()
 
     # For the upload.
 
@@ -101,6 +112,22 @@ class FileBeingWritten:
             with self._changed:
                 self._readers -= 1
                 self._close_if_idle()
+
+    @contextmanager
+    def heard_by(self, listener: Listener) -> Iterator[None]:
+        """While inside, ``listener`` is told how far the writer is: at once, and after each step, on his thread."""
+        with self._changed:
+            self._listeners.append(listener)
+            self._tell_one(listener)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._listeners.remove(listener)
+
+    def duplicate(self) -> int:
+        """A descriptor of the file, for another process; the caller's to close. A body must be open."""
+        return os.dup(self._fd)
 
     @property
     def error(self) -> BaseException | None:
@@ -178,6 +205,20 @@ class FileBeingWritten:
         if self._is_spare:
             self._is_spare = False
             _spare.append(None)
+
+    def _tell(self) -> None:
+        """With the lock held: wake those who wait, and tell those who listen."""
+        self._changed.notify_all()
+        for listener in self._listeners:
+            self._tell_one(listener)
+
+    def _tell_one(self, listener: Listener) -> None:
+        if self._error is not None:
+            listener(self._error)
+        elif self.digest is not None:
+            listener((self.digest, self._identity))
+        else:
+            listener(self._written_bytes)
 
     def _close_if_idle(self) -> None:
         """With the lock held: let go of the descriptor, if too many are held and nobody reads."""

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, RemoteUnreachableError, UploadError
+from artifactsync.stores.origin import origin_of
 from artifactsync.transfer.failures import release_frames
 from artifactsync.transfer.hashing import FileBody
 from artifactsync.transfer.sending import send_file
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from artifactsync.transfer.backlog import Backlog
     from artifactsync.transfer.being_written import GrowingBody
     from artifactsync.transfer.clock import Clock
+    from artifactsync.transfer.courier import Courier
     from artifactsync.transfer.meter import Meter, Throttle
     from artifactsync.transfer.patience import Patience
     from artifactsync.transfer.politeness import Politeness
     from artifactsync.transfer.remote import Remote
-    from artifactsync.transfer.upload import Upload
+    from artifactsync.transfer.upload import Upload, UploadedFile
+
+COURIER_BYTES = 8 * 1024 * 1024
+"""Files as large as this are sent by the process beside this one, if there is one: handing a file over costs about as
+much as sending one of these."""
 
 _FIRST_CONTACT_PAUSE_S = 1.0  # longest pause while someone waits for a remote that was never heard of
 
@@ -47,6 +53,7 @@ class Delivery:
         meter: Counts what moves.
         throttle: Limits it; None does not.
         politeness: Knows whether somebody waits.
+        courier: A process that sends large files; None sends all from here.
         clock: The ``time`` module, or a ``FakeClock``.
     """
 
@@ -59,10 +66,12 @@ class Delivery:
         meter: Meter,
         throttle: Throttle | None,
         politeness: Politeness,
+        courier: Courier | None = None,
         clock: Clock,
     ) -> None:
         self._backlog, self._remote, self._patience = backlog, remote, patience
         self._meter, self._throttle, self._politeness, self._clock = meter, throttle, politeness, clock
+        self._courier = courier if throttle is None else None  # the limit is one for all that this process sends
         self.was_answered = False
         """Whether the remote was ever heard of. The backlog's lock guards it."""
         self._was_warned = False
@@ -88,8 +97,7 @@ class Delivery:
             if upload.tail is not None:
                 outcome = upload.tail.send(self._remote.store(), source, on_read)
             else:
-                with _body(upload, source, on_read) as upload.body:
-                    outcome = send_file(self._remote.store(), upload.key, upload.body, overwrite=upload.overwrite)
+                outcome = self._send(upload, source, on_read)
         except ArtifactSyncError as error:
             release_frames(error)
             self._failed(upload, error)
@@ -102,6 +110,27 @@ class Delivery:
                 self._was_warned = False
                 self._backlog.schedule.finish(upload)
                 self._backlog.settle(upload, outcome)
+
+    def _send(self, upload: Upload, source: str | int, on_read: Callable[[int], None]) -> UploadedFile:
+        store = self._remote.store()
+        origin = origin_of(store) if self._courier is not None and upload.size_bytes >= COURIER_BYTES else None
+        if self._courier is not None and origin is not None:
+            if self._courier.is_ready:
+                return self._courier.put(
+                    origin,
+                    upload.key,
+                    upload.writing or source,
+                    name=upload.path,
+                    overwrite=upload.overwrite,
+                    growing=upload.growing,
+                    on_read=on_read,
+                    hold=lambda job: setattr(upload, "body", job),
+                )
+            if not self._politeness.is_watched:  # else nobody trains meanwhile
+                self._courier.begin(origin, polite=self._politeness.is_possible)
+        with _body(upload, source, on_read) as body:
+            upload.body = body
+            return send_file(store, upload.key, body, overwrite=upload.overwrite)
 
     def _failed(self, upload: Upload, error: ArtifactSyncError) -> None:
         """Try again later, or give up."""

@@ -156,16 +156,22 @@ class FileBody:
             change. Without it, any change of length or modification time while reading is one.
         on_read: Called with the length of each chunk before it is handed out, on the store's thread; may block (a
             bandwidth limit) or raise (an abort).
+        name: What messages call it; the path, unless given.
 
     Raises:
         ObjectNotFoundError: there is no file at the path.
     """
 
     def __init__(
-        self, source: str | Path | int, *, growing: bool = False, on_read: Callable[[int], None] | None = None
+        self,
+        source: str | Path | int,
+        *,
+        growing: bool = False,
+        on_read: Callable[[int], None] | None = None,
+        name: str = "",
     ) -> None:
         self._fd = os.dup(source) if isinstance(source, int) else open_file(source)
-        self._name = f"descriptor {source}" if isinstance(source, int) else os.fspath(source)
+        self._name = name or (f"descriptor {source}" if isinstance(source, int) else os.fspath(source))
         self._growing = growing
         self._on_read = on_read
         self._before = os.fstat(self._fd)

@@ -3,11 +3,11 @@
 Owns: ``Politeness``: who waits for uploads, and whether they are starved. Does not own: how a thread is made to give
 way (``stores.runtime``), or how starvation is measured (``starvation``).
 
-The stores' own threads, which send the bytes, are ``SCHED_IDLE`` (Linux) while there are cores to spare and nobody
-waits for the uploads. On a saturated machine they are ordinary threads (``starvation`` says why). The queue's worker
-threads always are: they take the interpreter lock, and an idle thread that gets no core while it holds that lock stops
-the training (docs/benchmarks.md). A process without ``CAP_SYS_NICE`` cannot raise its threads again, so there nothing
-is lowered in the first place.
+The stores' own threads, and the process beside this one (``courier``), which send the bytes, are ``SCHED_IDLE`` (Linux)
+while there are cores to spare and nobody waits for the uploads. On a saturated machine they are ordinary ones
+(``starvation`` says why). The queue's worker threads always are: they take the interpreter lock, and an idle thread
+that gets no core while it holds that lock stops the training (docs/benchmarks.md). A process without ``CAP_SYS_NICE``
+cannot raise its threads again, so there nothing is lowered in the first place.
 
 Invariant: nothing here is called under the queue's lock: asking the system about each thread takes milliseconds.
 """
@@ -18,14 +18,16 @@ import threading
 from typing import TYPE_CHECKING
 
 from artifactsync.stores import runtime
-from artifactsync.transfer.starvation import RunDelay, can_be_raised
+from artifactsync.transfer.starvation import ProcessShare, RunDelay, can_be_raised
 
 if TYPE_CHECKING:
     from artifactsync.transfer.clock import Clock
+    from artifactsync.transfer.courier import Courier
     from artifactsync.transfer.meter import Meter
 
 _STALLED_S = 20.0  # no byte moved for this long: do not be polite
 _STARVED_SHARE = 0.2  # a polite thread waited for a core for this share of the time: do not be polite
+_TOO_LITTLE = 0.1  # the process beside this one wanted to run for longer than this share, and ran for less
 _IMPOLITE_S = 60.0  # for this long, then try again
 
 
@@ -36,16 +38,20 @@ class Politeness:
         is_wanted: False leaves the threads alone.
         meter: Says when a byte last moved.
         clock: Monotonic seconds.
+        courier: The process beside this one, which gives way in the same manner.
     """
 
-    def __init__(self, meter: Meter, clock: Clock, *, is_wanted: bool) -> None:
-        self._is_possible = is_wanted and can_be_raised()
+    def __init__(self, meter: Meter, clock: Clock, courier: Courier | None = None, *, is_wanted: bool) -> None:
+        self.is_possible = is_wanted and can_be_raised()
+        """Whether anything can be made to give way, and not to."""
+        self._courier = courier
         self._meter = meter
         self._clock = clock
         self._counting = threading.Lock()  # held for a count alone
         self._setting = threading.Lock()  # one at a time, so that the last word is the newest
         self._watchers = 0
         self._run_delay = RunDelay()
+        self._courier_share = ProcessShare()
         self._last_look_s = clock.monotonic()
         self._polite_again_s = self._last_look_s
 
@@ -66,21 +72,28 @@ class Politeness:
         Args:
             is_running: Whether any upload runs; else that no byte moves says nothing.
         """
-        if not self._is_possible:
+        if not self.is_possible:
             return
         now = self._clock.monotonic()
         if not is_running:
             self._meter.last_moved_s = now
-        share = self._run_delay.longest_s() / max(now - self._last_look_s, 0.1)
+        passed_s = max(now - self._last_look_s, 0.1)
+        is_starved = self._run_delay.longest_s() / passed_s > _STARVED_SHARE
+        if self._courier is not None:
+            ran_s, waited_s = self._courier_share.since_last_s(self._courier.pid)
+            is_starved |= ran_s / passed_s < _TOO_LITTLE <= waited_s / passed_s
         self._last_look_s = now
         is_stalled = now - self._meter.last_moved_s > _STALLED_S
-        if self._polite_again_s <= now and (share > _STARVED_SHARE or is_stalled):
+        if self._polite_again_s <= now and (is_starved or is_stalled):
             self._polite_again_s = now + _IMPOLITE_S
         self._apply()  # also for threads that came into being with their first request
 
     def _apply(self) -> None:
-        if not self._is_possible:
+        if not self.is_possible:
             return
         with self._setting:
             is_starved = self._clock.monotonic() < self._polite_again_s
-            runtime.set_runtime_priority(polite=not self.is_watched and not is_starved)
+            is_polite = not self.is_watched and not is_starved
+            runtime.set_runtime_priority(polite=is_polite)
+            if self._courier is not None:
+                self._courier.set_polite(polite=is_polite)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, WaitTimeoutError
 from artifactsync.transfer import at_exit
 from artifactsync.transfer.backlog import Backlog
+from artifactsync.transfer.courier import the_courier
 from artifactsync.transfer.delivery import Delivery
 from artifactsync.transfer.failures import raise_failures
 from artifactsync.transfer.hashing import open_file
@@ -66,7 +67,8 @@ class UploadQueue:
         keeps_room: Whether a quarter of the uploads at a time, at least one where there are several, are kept for
             urgent ones, so that none waits behind large files.
         patience: How long failing uploads are tried again.
-        polite: Whether the stores' threads give way to training (``politeness``).
+        polite: Whether uploads give way to training (``politeness``), and large files are sent by a process of
+            their own (``courier``).
         clock: The ``time`` module, or a ``FakeClock``.
 
     Raises:
@@ -95,7 +97,8 @@ class UploadQueue:
         self._pid = os.getpid()
         self._remote = Remote(store)
         self._meter = Meter(clock)
-        self._politeness = Politeness(self._meter, clock, is_wanted=polite)
+        courier = the_courier() if polite else None
+        self._politeness = Politeness(self._meter, clock, courier, is_wanted=polite)
         self._backlog = Backlog(
             max_running=max_concurrency,
             max_pending_files=max_pending_files,
@@ -109,6 +112,7 @@ class UploadQueue:
             meter=self._meter,
             throttle=Throttle(bandwidth_limit_bytes_per_s, clock) if bandwidth_limit_bytes_per_s else None,
             politeness=self._politeness,
+            courier=courier,
             clock=clock,
         )
         self._workers = Workers(

@@ -40,6 +40,34 @@ class RunDelay:
         return max(grown_ns, default=0) / 1e9
 
 
+class ProcessShare:
+    """How long the threads of a process have run, and how long the unluckiest of them waited for a core."""
+
+    def __init__(self) -> None:
+        self._last_ns: dict[int, tuple[int, int]] = {}
+
+    def since_last_s(self, pid: int | None) -> tuple[float, float]:
+        """How much since the last call.
+
+        Returns:
+            Seconds that all threads ran, together, and the longest that one waited although it had work; 0 and 0 where
+            there is no such process, or the system does not say. Source: as ``RunDelay``.
+        """
+        now_ns: dict[int, tuple[int, int]] = {}
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{pid}/task").iterdir() if pid is not None else ():
+                with contextlib.suppress(OSError, ValueError, IndexError):
+                    ran, waited, *_ = (task / "schedstat").read_text().split()
+                    now_ns[int(task.name)] = int(ran), int(waited)
+        grown = [
+            (ran - self._last_ns[thread_id][0], waited - self._last_ns[thread_id][1])
+            for thread_id, (ran, waited) in now_ns.items()
+            if thread_id in self._last_ns
+        ]
+        self._last_ns = now_ns
+        return sum(ran for ran, _ in grown) / 1e9, max((waited for _, waited in grown), default=0) / 1e9
+
+
 def can_be_raised() -> bool:
     """Whether this process may make an idle thread ordinary again; tried out on a thread of its own.
 

@@ -13,7 +13,7 @@ import os
 import threading
 from concurrent import futures
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, UploadError, WaitTimeoutError
 
@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from artifactsync.transfer.being_written import FileBeingWritten, GrowingBody
-    from artifactsync.transfer.hashing import FileBody
+    from artifactsync.transfer.being_written import FileBeingWritten
     from artifactsync.transfer.tail import Tail
+
+
+class Closable(Protocol):
+    """What holds descriptors while a try runs."""
+
+    def close(self) -> None:
+        """Let go of them. Idempotent."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Upload:
         """Tries begun so far."""
         self.replaced: list[Upload] = []  # those that settle with this one
         self.fd: int | None = None  # held while the queue's budget lasts, so that the file may be deleted
-        self.body: FileBody | GrowingBody | None = None  # of the running try
+        self.body: Closable | None = None  # of the running try
         self.first_try_s: float | None = None  # on the queue's clock
         self.moved_bytes = 0  # of the running try
         self.may_be_there = False  # a create-only try may have been applied

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import random
 import resource
 import signal
+import threading
 import zipfile
 
 import pytest
 import torch
 
+from artifactsync.checkpoint.image import FileImage
 from artifactsync.checkpoint.load import load_file
 from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot
-from artifactsync.checkpoint.write import point_latest, write_snapshot
-from artifactsync.errors import DestinationError, DiskFullError
+from artifactsync.checkpoint.write import FileWriting, point_latest, write_snapshot
+from artifactsync.errors import DestinationError, DiskFullError, UploadError
+from artifactsync.stores import open_store
+from artifactsync.transfer.courier import Courier, begin_courier
+from artifactsync.transfer.courier import courier as courier_module
 
 
 def _snapshot(state):
@@ -58,10 +65,10 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_no_space_is_its_own_error(tmp_path, monkeypatch):
-    def full(fd, data):
+    def full(fd, buffers):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("artifactsync.checkpoint.write.os.write", full)
+    monkeypatch.setattr("artifactsync.checkpoint.write.os.writev", full)
     with pytest.raises(DiskFullError, match="no space left"):
         write_snapshot(_snapshot(torch.zeros(10)), tmp_path / "x.pt")
     assert list(tmp_path.iterdir()) == []
@@ -82,3 +89,67 @@ def test_latest_follows_and_never_replaces_a_real_file(tmp_path):
     point_latest(tmp_path / "real", tmp_path / "one.pt")
     assert (tmp_path / "real").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest-rank0.pt", "one.pt", "real", "two.pt"]
+
+
+def test_a_system_that_writes_less_than_it_is_given(tmp_path, monkeypatch):
+    writev, chance = os.writev, random.Random(3)
+
+    def short(fd, buffers):
+        first = buffers[0][: chance.randint(1, 3_000_000)]
+        is_whole = len(first) == len(buffers[0])
+        return writev(fd, [first, *buffers[1:2]] if is_whole else [first])
+
+    monkeypatch.setattr("artifactsync.checkpoint.write.os.writev", short)
+    state = {str(number): torch.rand(700_001) for number in range(20)}
+    written = write_snapshot(_snapshot(state), tmp_path / "x.pt")
+    assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() == written.sha256
+    loaded = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+@pytest.fixture
+def courier(monkeypatch, tmp_path):
+    fresh = Courier()
+    monkeypatch.setattr(courier_module, "_the_courier", fresh)
+    thread = begin_courier(open_store(tmp_path / "remote"))
+    assert thread is not None
+    thread.join(20)
+    assert fresh.is_ready
+    yield fresh
+    fresh.end()
+
+
+def write_beside(tmp_path):
+    image = FileImage({"weights": torch.rand(6_000_000)})
+    writing = FileWriting(image, tmp_path / "x.pt", hashes_beside=True)
+    try:
+        return writing.run()
+    finally:
+        writing.source.close()
+
+
+@pytest.mark.usefixtures("courier")
+def test_the_process_beside_this_one_hashes_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(FileWriting, "_hash_into", lambda *_: pytest.fail("this process hashes too"))
+    written = write_beside(tmp_path)
+    assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() == written.sha256
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_it_is_killed_while_it_hashes(tmp_path, courier, when):
+    os.kill(courier.pid, signal.SIGKILL if when == "before" else signal.SIGSTOP)
+    thread = threading.Timer(0.5, os.kill, (courier.pid, signal.SIGKILL))
+    if when == "while":
+        thread.start()
+    written = write_beside(tmp_path)
+    assert hashlib.sha256((tmp_path / "x.pt").read_bytes()).hexdigest() == written.sha256
+
+
+def test_a_file_that_is_given_up_waits_for_no_hash(tmp_path, courier):
+    os.kill(courier.pid, signal.SIGSTOP)
+    writing = FileWriting(FileImage({"weights": torch.rand(6_000_000)}), tmp_path / "x.pt", hashes_beside=True)
+    threading.Timer(0.3, writing.give_up, (UploadError("a newer one goes first"),)).start()
+    with pytest.raises(UploadError, match="a newer one"):
+        writing.run()
+    writing.source.close()
+    assert not (tmp_path / "x.pt").exists()

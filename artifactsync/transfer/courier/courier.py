@@ -1,0 +1,420 @@
+"""The training's end of the process beside it.
+
+Owns: ``Courier``: starting that process, handing jobs over, and what its end means. Does not own: which uploads go
+there (``delivery``), when it gives way (``politeness``), what it does (``process``).
+
+Invariants: nothing waits for the process to start: until it is ready, and whenever it cannot be, uploads are sent from
+here. A job that the process did not end is one that failed, and is tried again; if it ends by itself time and again,
+it is not started any more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifactsync.errors import TransientStoreError, UploadError
+from artifactsync.stores.origin import origin_of
+from artifactsync.transfer.courier import wire
+from artifactsync.transfer.hashing import FileDigest, open_file
+from artifactsync.transfer.starvation import can_be_raised
+from artifactsync.transfer.upload import UploadedFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from artifactsync.stores.origin import Origin
+    from artifactsync.stores.protocol import Store
+    from artifactsync.transfer.being_written import FileBeingWritten
+    from artifactsync.transfer.upload import Closable
+
+_LOOK_S = 0.25  # how often who waits for a job looks whether it is still wanted
+_READY_S = 120.0  # idle-class, beside a training that takes every core, it may take long to begin
+_MOST_ENDS = 3
+_BEGIN = """import os, sys
+if {polite}:
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+sys.path[:] = {module_path!r}
+from artifactsync.transfer.courier.process import main
+main({fd}, {pid})"""
+
+
+class Courier:
+    """A process that uploads for this one. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._is_starting = False
+        self._ends = 0
+        self._hurries = 0
+        self._pid = os.getpid()
+
+    @property
+    def pid(self) -> int | None:
+        """The process; None while there is none that is ready."""
+        with self._lock:
+            return self._process.pid if self._process is not None and self._control is not None else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether jobs can be handed over."""
+        return self._control is not None
+
+    def begin(self, origin: Origin, *, polite: bool) -> threading.Thread | None:
+        """Start the process, unless there is one, or none can be; returns at once.
+
+        Args:
+            origin: A store that jobs will be for: it is opened before the process is ready.
+            polite: Whether it begins as one that takes only what nobody else wants.
+
+        Returns:
+            The thread that waits until it is ready, if it is being started now.
+        """
+        with self._lock:
+            if self._is_starting or self._control is not None or self._ends >= _MOST_ENDS or not can_be():
+                return None
+            self._is_starting = True
+        thread = threading.Thread(target=self._start, args=(origin, polite), name="artifactsync-courier", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending
+            self._is_starting = False
+            return None
+        return thread
+
+    def put(
+        self,
+        origin: Origin,
+        key: str,
+        source: str | int | FileBeingWritten,
+        *,
+        name: str,
+        overwrite: bool,
+        growing: bool,
+        on_read: Callable[[int], None],
+        hold: Callable[[Closable], object] = lambda _: None,
+    ) -> UploadedFile:
+        """Have a file sent once, as ``sending.send_file`` does it.
+
+        Args:
+            origin: The store.
+            key: Key below it.
+            source: A path, a descriptor, or a file that is still being written.
+            name: What messages call it.
+            overwrite: As there.
+            growing: The file is append-only.
+            on_read: Called with what was read since the last call, at least every quarter of a second, on this
+                thread; raises to give the upload up.
+            hold: Given what a forked child has to close.
+
+        Raises:
+            TransientStoreError: the process is gone.
+            ArtifactSyncError: as ``send_file``.
+        """
+        from artifactsync.transfer.being_written import FileBeingWritten  # noqa: PLC0415 it imports this package's user
+
+        with contextlib.ExitStack() as open_until_sent:
+            if isinstance(source, FileBeingWritten):
+                open_until_sent.enter_context(source.open(on_read))
+                fd, size_bytes = source.duplicate(), source.size_bytes
+            else:
+                fd = os.dup(source) if isinstance(source, int) else open_file(source)
+                size_bytes = os.fstat(fd).st_size
+            is_written = isinstance(source, FileBeingWritten)
+            try:
+                job = self._hand_over(wire.Put(origin, key, name, size_bytes, overwrite, growing, is_written), fd)
+            finally:
+                os.close(fd)
+            hold(open_until_sent.enter_context(job))
+            if isinstance(source, FileBeingWritten):
+                open_until_sent.enter_context(source.heard_by(job.pass_on))
+            sent = job.outcome(on_read)
+        assert isinstance(sent, wire.Sent)
+        return UploadedFile(key, sent.size_bytes, sent.sha256, sent.etag)
+
+    def hash(self, fd: int, size_bytes: int) -> FileHash:
+        """Have a file hashed while it is being written.
+
+        Raises:
+            TransientStoreError: the process is gone.
+        """
+        return FileHash(self._hand_over(wire.Hash(size_bytes), fd), size_bytes)
+
+    def set_polite(self, *, polite: bool) -> None:
+        """Let every thread of the process take only what nobody else wants, or its full share again.
+
+        It has its full share while somebody waits for it (``hurried``), whatever is said here.
+        """
+        pid = self.pid
+        if pid is None or not hasattr(os, "SCHED_IDLE") or (polite and self._hurries):
+            return
+        wanted = os.SCHED_IDLE if polite else os.SCHED_OTHER
+        with contextlib.suppress(OSError):  # it is gone, or may not be raised
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(OSError, ValueError):
+                    if os.sched_getscheduler(int(task.name)) != wanted:
+                        os.sched_setscheduler(int(task.name), wanted, os.sched_param(0))
+
+    @contextlib.contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Somebody waits for what the process does: it takes its full share of the processor inside."""
+        with self._lock:
+            self._hurries += 1
+        try:
+            self.set_polite(polite=False)
+            yield
+        finally:
+            with self._lock:
+                self._hurries -= 1
+
+    def end(self) -> None:
+        """End the process; jobs that run fail. Idempotent."""
+        with self._lock:
+            process, control = self._process, self._control
+            self._process = self._control = None
+        if control is not None:
+            control.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def forget_in_child(self) -> None:
+        """In a forked child: the process is its parent's, which it must not outlive because of this one's sockets."""
+        self._lock = threading.Lock()
+        control, self._control, self._process = self._control, None, None
+        if control is not None:
+            control.close()
+
+    # Within.
+
+    def _start(self, origin: Origin, polite: bool) -> None:
+        control = process = None
+        try:
+            control, theirs = wire.pair()
+            with theirs:
+                process = self._spawn(theirs.fileno(), polite=polite)
+            control.settimeout(_READY_S)
+            wire.say(control, wire.Hello(origin))
+            is_ready = isinstance(wire.hear(control)[0], wire.Ready)
+        except OSError:
+            is_ready = False
+        with self._lock:
+            self._is_starting = False
+            if is_ready:
+                self._process, self._control = process, control
+                return
+            self._ends += 1
+        if process is not None:
+            process.kill()
+            process.wait()
+        if control is not None:
+            control.close()
+
+    def _spawn(self, fd: int, *, polite: bool) -> subprocess.Popen[bytes]:
+        # Isolated until it has this process's path: a module in the working folder must not take a library's name.
+        module_path = [entry for entry in sys.path if isinstance(entry, str)]
+        code = _BEGIN.format(polite=polite, module_path=module_path, fd=fd, pid=self._pid)
+        return subprocess.Popen(  # noqa: S603 - this very interpreter
+            [sys.executable, "-I", "-c", code, "artifactsync-courier"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # what it has to say goes through its socket
+            pass_fds=[fd],
+            start_new_session=True,  # Ctrl-C, and a scheduler's signal to the group, are the training's to answer
+        )
+
+    def _hand_over(self, job: wire.Put | wire.Hash, fd: int) -> Job:
+        ours, theirs = wire.pair()
+        with self._lock:
+            control = self._control
+        is_said = False
+        with theirs, contextlib.suppress(OSError):
+            if control is not None:
+                wire.say(control, job, [theirs.fileno(), fd])
+                is_said = True
+        if not is_said:
+            ours.close()
+            raise self.lost()
+        return Job(self, ours)
+
+    def lost(self) -> TransientStoreError:
+        """The process is gone, or does not answer: what to raise. Another one may be started."""
+        with self._lock:
+            is_news = self._control is not None
+            self._ends += is_news
+        if is_news:
+            self.end()
+        return TransientStoreError(
+            "the uploading process has ended", hint="it is started again; if it was killed, is there memory enough?"
+        )
+
+
+class Job:
+    """One job of the process. Closing it gives it up."""
+
+    def __init__(self, courier: Courier, there: socket.socket) -> None:
+        self._courier, self._there = courier, there
+        self._moved_bytes = 0
+        there.settimeout(_LOOK_S)
+        self._out = there.dup()
+        self._out.setblocking(False)  # whoever writes the file waits for nobody
+        self._saying = threading.Lock()
+        self._unsaid: wire.Written | wire.Whole | None = None
+        self._why_not: BaseException | None = None
+
+    def outcome(self, on_read: Callable[[int], None]) -> wire.Sent | wire.Hashed:
+        """Wait for the end of the job.
+
+        Raises:
+            ArtifactSyncError: it failed, or ``on_read`` gave it up.
+        """
+        while True:
+            try:
+                message, _ = wire.hear(self._there)
+            except TimeoutError:
+                on_read(0)
+                self._say()
+                continue
+            if isinstance(message, wire.Moved):
+                on_read(message.total_bytes - self._moved_bytes)
+                self._moved_bytes = message.total_bytes
+            elif isinstance(message, (wire.Sent, wire.Hashed)):
+                if isinstance(message, wire.Sent):
+                    on_read(message.size_bytes - self._moved_bytes)
+                return message
+            elif isinstance(message, wire.Failed):
+                raise message.error
+            elif self._why_not is not None:
+                raise UploadError(
+                    f"the file was not sent, because it could not be written: {self._why_not}",
+                    hint=getattr(self._why_not, "hint", ""),
+                ) from self._why_not
+            else:
+                raise self._courier.lost()
+
+    def pass_on(self, progress: int | BaseException | tuple[FileDigest, tuple[int, ...]]) -> None:
+        """Tell the process how far the file is written; never blocks. Called by its writer."""
+        if isinstance(progress, BaseException):
+            self._why_not = progress
+            self._shut_down()
+            return
+        with self._saying:
+            if isinstance(progress, tuple):
+                self._unsaid = wire.Whole(progress[0].sha256, progress[1])
+            else:
+                self._unsaid = wire.Written(progress)
+        self._say()
+
+    def close(self) -> None:
+        """Give the job up, if it is not over. Idempotent."""
+        self._shut_down()
+        self._out.close()
+        self._there.close()
+
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):
+            self._there.shutdown(socket.SHUT_RDWR)  # a forked child may hold it open
+
+    def _say(self) -> None:
+        """Say the newest of what is unsaid: what does not fit into the socket now is said later, or never needed."""
+        with self._saying, contextlib.suppress(OSError):  # full, or the job is over
+            if self._unsaid is not None:
+                wire.say(self._out, self._unsaid)
+                self._unsaid = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FileHash:
+    """The sha256 of a file that is being written, taken by the process."""
+
+    def __init__(self, job: Job, size_bytes: int) -> None:
+        self._job, self._size_bytes = job, size_bytes
+
+    def advance(self, total_bytes: int) -> None:
+        """So many bytes are written by now."""
+        self._job.pass_on(total_bytes)
+
+    def hexdigest(self, check: Callable[[], None]) -> str:
+        """Wait for the hash of all. Call it once.
+
+        Args:
+            check: Called now and then; raises if it is not wanted any more.
+
+        Raises:
+            ArtifactSyncError: the process could not do it; hash it here.
+        """
+        with self._job:
+            hashed = self._job.outcome(lambda _: check())
+        assert isinstance(hashed, wire.Hashed)
+        return hashed.sha256
+
+    def close(self) -> None:
+        """Give it up, if it is not over. Idempotent."""
+        self._job.close()
+
+
+_is_forbidden = False
+_the_courier: Courier | None = None
+_making = threading.Lock()
+
+
+def can_be() -> bool:
+    """Whether this process may have another one beside it."""
+    if _is_forbidden or not sys.platform.startswith("linux") or not sys.executable:
+        return False
+    return os.environ.get("ARTIFACTSYNC_COURIER", "1") != "0"
+
+
+def begin_courier(store: Store) -> threading.Thread | None:
+    """Have the process of this one ready before the first large file for ``store``; returns at once, as ``begin``."""
+    origin = origin_of(store)
+    return None if origin is None else the_courier().begin(origin, polite=can_be_raised())
+
+
+def forbid_courier() -> None:
+    """Have none in this process: nothing trains in it."""
+    global _is_forbidden  # noqa: PLW0603 it is the process's
+    _is_forbidden = True
+
+
+def the_courier() -> Courier:
+    """The one of this process."""
+    global _the_courier  # noqa: PLW0603 it is the process's
+    with _making:
+        if _the_courier is None:
+            _the_courier = Courier()
+        return _the_courier
+
+
+def _forget() -> None:
+    global _the_courier, _making  # noqa: PLW0603 they are the parent's
+    _making = threading.Lock()
+    if _the_courier is not None:
+        _the_courier.forget_in_child()
+        _the_courier = None
+
+
+def _end() -> None:
+    if _the_courier is not None:
+        _the_courier.end()
+
+
+atexit.register(_end)  # when this is imported, so that it comes after whatever still uploads at exit
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -149,6 +149,24 @@ def try_extra(wheel: Path, python: str, extra: str, *, with_pip: bool) -> Tried:
         )
 
 
+def interpreter(asked: str) -> str:
+    """The path of a Python that was asked for by version; of pyenv's too, whose own names for them need not work.
+
+    Raises:
+        SystemExit: there is none; uv would fetch one, which is no longer what the user has.
+    """
+    if Path(asked).exists():
+        return asked
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = [shutil.which(f"python{asked}"), *sorted(map(str, root.glob(f"versions/{asked}.*/bin/python")))]
+    for each in filter(None, reversed(found)):
+        if subprocess.run([each, "-V"], capture_output=True, check=False).returncode == 0:
+            return each
+    return sys.exit(
+        f"there is no Python {asked} here: install it, or give its path, as in PYTHONS=/opt/python3.10/bin/python"
+    )
+
+
 def _weight(site: Path) -> tuple[int, float]:
     """How many packages are installed there, and their megabytes."""
     files = (path for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc")
@@ -158,18 +176,19 @@ def _weight(site: Path) -> tuple[int, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do it all; ends with an error at the first thing that is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", nargs="*", default=[], help="other interpreters, as uv finds them: 3.10")
+    parser.add_argument("--python", nargs="*", default=[], help="other interpreters: 3.10, or a path")
     parser.add_argument("--extra", nargs="*", help="only these; '' is the core")
     parser.add_argument("--pip", action="store_true", help="install with pip instead of uv")
     parser.add_argument("--wheel", type=Path, help="try this one, and build nothing")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where wheel and sdist go")
     asked = parser.parse_args(arguments)
+    pythons = [interpreter(python) for python in asked.python]
     wheel = asked.wheel.resolve() if asked.wheel else build(asked.dist.resolve())[0]
     if asked.extra is None:
         pairs = [(sys.executable, extra) for extra in ["", *extras()]]
-        pairs += [(python, extra) for python in asked.python for extra in _LIGHT]
+        pairs += [(python, extra) for python in pythons for extra in _LIGHT]
     else:
-        pairs = [(python, extra) for python in asked.python or [sys.executable] for extra in asked.extra]
+        pairs = [(python, extra) for python in pythons or [sys.executable] for extra in asked.extra]
     print("| Python | extra | packages | MB | install, s |\n| --- | --- | --- | --- | --- |")
     for python, extra in pairs:
         tried = try_extra(wheel, python, extra, with_pip=asked.pip)

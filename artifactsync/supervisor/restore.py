@@ -3,7 +3,8 @@
 Owns: which files come, and what becomes of files that are there already. Does not own: fetching, verifying (``run``).
 
 Invariants: a file of ours gets its name only when it is whole and verified. No file of the user's is ever destroyed:
-what has to give way is moved to our own folder, and said.
+what has to give way is moved to our own folder, and said. Files are as old, one beside the other, as they were where
+they were written: many a script, and Lightning, resumes from the one that was written last.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from artifactsync.run import Checkpoint, Run
     from artifactsync.supervisor.tree import Tree
     from artifactsync.supervisor.units import Rules, Unit
+
+
+_APART_S = 0.01  # between the files of two commits, where the clocks of their writers contradict their order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +91,12 @@ def restore(run: Run, tree: Tree, *, stage: Path, tell: Callable[[str], None]) -
     aside = stage.parent / "displaced" / dt.datetime.now(tz=dt.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     newer = _all_newer(tree, digests, stage, checkpoint)
     places = _Places(tree, stage, aside)
+    written_ns = _written_ns(run, checkpoint)
     try:
-        for path in wanted:
+        for path in sorted(wanted, key=lambda path: (written_ns[path], path)):
             places.put(path, stays=path in newer)
+            if path not in newer:
+                os.utime(tree.local(path), ns=(time.time_ns(), written_ns[path]))
         placed_logs = [
             path for path in logs if (stage / path).is_file() and places.put(path, stays=_is_longer(tree, stage, path))
         ]
@@ -109,6 +116,32 @@ def restore(run: Run, tree: Tree, *, stage: Path, tell: Callable[[str], None]) -
         bytes=report.bytes,
         seconds=time.monotonic() - began,
     )
+
+
+def _written_ns(run: Run, checkpoint: Checkpoint | None) -> dict[str, int]:
+    """When each file of a checkpoint was written, as far as the journal knows: when it was first committed.
+
+    What was committed earlier is older, whatever the writers' clocks said, and nothing is newer than now.
+    """
+    if checkpoint is None:
+        return {}
+    first: dict[tuple[str, str], Checkpoint] = {}
+    for each in sorted(run.checkpoints(), key=lambda each: each.seq):
+        for file in each.files:
+            first.setdefault((file.path, file.sha256), each)
+    found: dict[int, list[str]] = {}
+    committed_s = {checkpoint.seq: _unix_s(checkpoint.committed_at)}
+    for file in checkpoint.files:
+        commit = first.get((file.path, file.sha256), checkpoint)
+        found.setdefault(commit.seq, []).append(file.path)
+        committed_s[commit.seq] = _unix_s(commit.committed_at)
+    latest_s = min(time.time(), committed_s[checkpoint.seq])
+    written_ns: dict[str, int] = {}
+    for seq in sorted(found, reverse=True):
+        latest_s = min(latest_s, committed_s[seq])
+        written_ns.update(dict.fromkeys(found[seq], int(latest_s * 1e9)))
+        latest_s -= _APART_S
+    return written_ns
 
 
 class _Places:

@@ -4,7 +4,8 @@ Owns: hard links to files that are being sent, and copies where a file is known 
 which files (``checkpoints``).
 
 Invariant: what was taken is what was looked at, or :class:`FileChangedError` is raised; nothing of it outlives the
-process that took it, as the next one begins by clearing the folder.
+process that took it for long, as the next attempt clears it away. What a later attempt took is its own: the process
+before it may still be ending, in the same folder.
 """
 
 from __future__ import annotations
@@ -30,17 +31,23 @@ class Stash:
     """A folder of our own on the same disk as the files.
 
     Args:
-        folder: Where; emptied.
+        above: The folder in which every attempt has its own; those of earlier ones are removed.
+        attempt: Number of this one; None for a process that owns no run, and takes nothing.
 
     Raises:
         DestinationError: it cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, above: Path, attempt: int | None) -> None:
+        self._above, self._folder = above, above / f"{attempt}"
         self._numbers = itertools.count(1)
+        if attempt is None:
+            return
+        folder = self._folder
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            for old in above.glob("*"):
+                if not old.name.isdecimal() or int(old.name) <= attempt:
+                    shutil.rmtree(old, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DestinationError(
@@ -81,6 +88,8 @@ class Stash:
     def close(self) -> None:
         """Let go of all."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another attempt has its own there
+            self._above.rmdir()
 
     def _take_one(self, local: Path, seen: Seen, held: Path, *, copy: bool) -> Seen:
         try:

@@ -99,7 +99,7 @@ class _Supervision:
 
     def run_to_end(self) -> Outcome:
         before, restored = self._prepare()
-        stash = Stash(self._house / "sending")
+        stash = Stash(self._house / "sending", self._run.attempt if self._settings.is_owner else None)
         self._checkpoints = Checkpoints(
             self._run, self._tree, self._rules, stash, settle_s=self._settings.settle_s, restored=restored.checkpoint
         )

@@ -1,6 +1,5 @@
-"""Lightning, with ModelCheckpoint, resuming from its ``last``."""
+"""Lightning, with ModelCheckpoint, resuming from its newest ``last`` as its documentation says."""
 
-import os
 import sys
 import time
 
@@ -34,5 +33,5 @@ L.seed_everything(0)
 data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 10)), batch_size=4)
 saver = ModelCheckpoint("ckpts", every_n_train_steps=every, save_last=True, save_top_k=2, monitor="step", mode="max")
 trainer = L.Trainer(max_steps=steps, callbacks=[saver], logger=False, enable_progress_bar=False, accelerator="cpu")
-trainer.fit(Model(), data, ckpt_path="ckpts/last.ckpt" if os.path.exists("ckpts/last.ckpt") else None)
+trainer.fit(Model(), data, ckpt_path="last")
 print("finished", trainer.global_step, flush=True)

@@ -2,7 +2,7 @@
 
 ``courier`` is the end in the training's process, ``process`` the other one, ``wire`` what they say to each other. Every
 thread of the training's process that handles a part of an upload takes the interpreter lock for it, and a loop of short
-steps stands still meanwhile; a process of its own takes only what nobody else wants (docs/design/009-courier.md).
+steps stands still meanwhile; a process of its own takes only what nobody else wants (docs/design/011-courier.md).
 """
 
 from artifactsync.transfer.courier.courier import Courier, FileHash, begin_courier, forbid_courier, the_courier

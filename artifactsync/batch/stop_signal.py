@@ -3,7 +3,9 @@
 Owns: the handlers and the watch while it is entered. Does not own: what is saved, which signals mean stop
 (``platforms``), or how a cloud says it (``notice``).
 
-Invariant: a handler of the user's own is never replaced, and the second signal ends the process at once.
+Invariant: a handler of the user's own is never replaced. The same signal again is an echo (Slurm's daemon and its
+``srun`` both send one, a launcher passes on what its whole group got), and ends nothing that is being saved; half a
+minute later it is meant, and ends the process at once.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ from artifactsync.batch.job_env import job_env
 from artifactsync.batch.notice import watch_for_notice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from typing_extensions import Self
 
     from artifactsync.batch.job_env import JobEnv
     from artifactsync.batch.notice import NoticeWatch
+
+
+ECHO_S = 30.0
+"""For so long after the first the same signal is taken for its echo: the shortest usual time until a SIGKILL."""
 
 
 class StopSignal:
@@ -43,13 +50,22 @@ class StopSignal:
         grace_s: Seconds from the signal to the kill; else ``ARTIFACTSYNC_GRACE_S``, else nobody knows.
         job: Which signals mean stop, and who gives notice; that of this process unless given. Signals that somebody
             handles already, or that this system does not have, are left alone.
+        monotonic: The clock.
 
     Raises:
         ConfigurationError: a variable of the environment says what cannot be.
     """
 
-    def __init__(self, *, grace_s: float | None = None, job: JobEnv | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        grace_s: float | None = None,
+        job: JobEnv | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._job = job_env() if job is None else job
+        self._monotonic = monotonic
+        self._first_at: dict[int, float] = {}
         self._grace_s = self._job.grace_s if grace_s is None else grace_s
         self._installed: list[int] = []
         self._watch: NoticeWatch | None = None
@@ -85,7 +101,7 @@ class StopSignal:
         """Seconds that are left; None while there is no reason to stop, or where nobody said how long."""
         if self._told_at is None:
             return None
-        now = time.monotonic()
+        now = self._monotonic()
         ends = [self._kill_at, None if self._grace_s is None else self._told_at + self._grace_s]
         return min((max(0.0, end - now) for end in ends if end is not None), default=None)
 
@@ -97,9 +113,9 @@ class StopSignal:
             grace_s: Seconds that are left, if known.
         """
         if grace_s is not None:
-            self._kill_at = time.monotonic() + grace_s
+            self._kill_at = self._monotonic() + grace_s
         if self.signal is None:
-            self._told_at, self.reason = time.monotonic(), reason
+            self._told_at, self.reason = self._monotonic(), reason
             self.signal = signal.SIGTERM  # what the cloud would send later
 
     def die(self) -> None:
@@ -115,7 +131,10 @@ class StopSignal:
         raise SystemExit(128 + self.signal)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        now = self._monotonic()
+        if now - self._first_at.setdefault(number, now) > ECHO_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         if self.signal is None:
-            self._told_at, self.reason = time.monotonic(), signal.Signals(number).name
+            self._told_at, self.reason = now, signal.Signals(number).name
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)  # the second one is not waited for

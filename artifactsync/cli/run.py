@@ -87,7 +87,7 @@ def command(
     Lightning and plain .pt, .pth, .ckpt and .safetensors files are recognised, and published when they are whole.
     """
     from artifactsync.supervisor import Settings, supervise
-    from artifactsync.supervisor.supervise import check_command
+    from artifactsync.supervisor.child import check_command
 
     remote = session.remote
     grace_given = parse_grace_s(grace, source="--grace") if grace is not None else grace_s()

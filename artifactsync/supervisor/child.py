@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from artifactsync.batch.stop_signal import ECHO_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +33,15 @@ NOT_EXECUTABLE_EXIT_CODE = 126
 _END_S = 10.0  # the keeper takes milliseconds to end all; more means that the system is stuck
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031  # Linux; not named in Python 3.10
+
+
+def check_command(command: tuple[str, ...], work_dir: Path) -> int:
+    """The exit code with which a shell would refuse the command; 0 if it can be started."""
+    program = command[0]
+    if shutil.which(program) is not None:
+        return 0
+    is_there = os.sep in program and (work_dir / program).exists()
+    return NOT_EXECUTABLE_EXIT_CODE if is_there else NOT_FOUND_EXIT_CODE
 
 
 class Child:
@@ -57,6 +71,7 @@ class Child:
         for fd in (status, life, stdout, stderr):
             os.close(fd)
         self._told = b""
+        self._terminated_at = -math.inf
         self.pid: int | None = None
         """Its process id, which is that of its group too; None before it is known to run."""
         self.exit_code: int | None = None
@@ -90,6 +105,14 @@ class Child:
         if self.pid is not None:
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, number)
+
+    def pass_on(self, number: int) -> None:
+        """Send a signal that came to us, but no echo of SIGTERM: that would come into the midst of its handler."""
+        now = time.monotonic()
+        if number != signal.SIGTERM or now - self._terminated_at > ECHO_S:
+            self.signal(number)
+        if number == signal.SIGTERM:
+            self._terminated_at = now
 
     def kill(self) -> None:
         """End it and everything that it started, now."""

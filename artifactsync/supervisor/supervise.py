@@ -12,7 +12,6 @@ import contextlib
 import math
 import os
 import select
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from artifactsync.batch.supervised import SUPERVISED_VARIABLE
 from artifactsync.errors import ArtifactSyncError, RunOwnedError
 from artifactsync.supervisor.baseline import read_baseline, write_baseline
 from artifactsync.supervisor.checkpoints import Checkpoints
-from artifactsync.supervisor.child import NOT_EXECUTABLE_EXIT_CODE, NOT_FOUND_EXIT_CODE, Child
+from artifactsync.supervisor.child import Child
 from artifactsync.supervisor.deadline import Deadline
 from artifactsync.supervisor.mirror import Mirror
 from artifactsync.supervisor.modesty import Modesty
@@ -52,15 +51,6 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 _DRAIN_LOOK_S = 0.1
 _TELL_AFTER_S = 3.0
-
-
-def check_command(command: tuple[str, ...], work_dir: Path) -> int:
-    """The exit code with which a shell would refuse the command; 0 if it can be started."""
-    program = command[0]
-    if shutil.which(program) is not None:
-        return 0
-    is_there = os.sep in program and (work_dir / program).exists()
-    return NOT_EXECUTABLE_EXIT_CODE if is_there else NOT_FOUND_EXIT_CODE
 
 
 def supervise(run: Run, settings: Settings, *, tell: Callable[[str], None]) -> Outcome:
@@ -195,7 +185,7 @@ class _Supervision:
                 if self._deadline.notice(reason, grace_s):
                     self._modesty.raise_again()
                     watch.hurry()
-                child.signal(number)
+                child.pass_on(number)
             if self._checkpoints.lost_run is not None:
                 self._tell(f"{self._checkpoints.lost_run}; the command is ended")
                 child.kill()

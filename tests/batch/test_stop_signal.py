@@ -57,10 +57,20 @@ def test_a_handler_of_the_users_own_stays():
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("second", ["os.kill(os.getpid(), signal.SIGTERM)", "stop.die()"])
-def test_the_process_dies_of_the_second_signal_or_when_it_says_so(second):
+@pytest.mark.parametrize(
+    ("second", "code"),
+    [
+        ("stop.die()", -signal.SIGTERM),
+        ("clock.advance(31)", -signal.SIGTERM),
+        ("clock.advance(29)", 0),  # Slurm's daemon has sent one, and its srun has sent another
+    ],
+)
+def test_the_process_dies_when_it_says_so_or_of_a_signal_that_is_no_echo(second, code):
     program = (
-        "import os, signal\nfrom artifactsync import StopSignal\n"
-        f"with StopSignal() as stop:\n    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop\n    {second}\n"
+        "import os, signal\nfrom artifactsync import StopSignal\nfrom artifactsync.testing import FakeClock\n"
+        "clock = FakeClock()\n"
+        "with StopSignal(monotonic=clock.monotonic) as stop:\n"
+        f"    os.kill(os.getpid(), signal.SIGTERM)\n    assert stop\n    {second}\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == -signal.SIGTERM
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == code

@@ -219,3 +219,24 @@ def test_under_a_shell_with_a_pipe(machine):
     (machine.folder / "train.sh").write_text(f"{sys.executable} -c 'print(1)' | cat\nexit 4\n")
     out, _ = ended(machine.start_command(["sh", "train.sh"]), 4)
     assert out == "1\n"
+
+
+def test_an_echo_of_sigterm_does_not_disturb_the_commands_handler(machine):
+    """Slurm's daemon sends one, and its srun another."""
+    process = machine.start("""
+        def stop(number, frame):
+            print("once", flush=True)
+            time.sleep(0.5)
+            save("last.pt", 42)
+            sys.exit(9)
+        signal.signal(signal.SIGTERM, stop)
+        print("up", flush=True)
+        time.sleep(60)
+    """)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "once\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = ended(process, 9)
+    assert out == ""
+    assert "durable: checkpoint last (step 42)" in err

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from artifactsync.errors import TransientStoreError, UploadError
 from artifactsync.stores.origin import origin_of
 from artifactsync.transfer.courier import wire
+from artifactsync.transfer.courier.other import Other
 from artifactsync.transfer.hashing import FileDigest, open_file
 from artifactsync.transfer.starvation import can_be_raised
 from artifactsync.transfer.upload import UploadedFile
@@ -41,6 +43,8 @@ _LOOK_S = 0.25  # how often who waits for a job looks whether it is still wanted
 _READY_S = 120.0  # idle-class, beside a training that takes every core, it may take long to begin
 _MOST_ENDS = 3
 _BEGIN = """import os, sys
+if os.fork():
+    os._exit(0)
 if {polite}:
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 sys.path[:] = {module_path!r}
@@ -53,7 +57,7 @@ class Courier:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Other | None = None
         self._control: socket.socket | None = None
         self._is_starting = False
         self._ends = 0
@@ -187,66 +191,67 @@ class Courier:
             control.close()
         if process is not None:
             process.kill()
-            process.wait()
 
     def forget_in_child(self) -> None:
         """In a forked child: the process is its parent's, which it must not outlive because of this one's sockets."""
         self._lock = threading.Lock()
-        control, self._control, self._process = self._control, None, None
+        control, process = self._control, self._process
+        self._control = self._process = None
         if control is not None:
             control.close()
+        if process is not None:
+            process.close()
 
     # Within.
 
     def _start(self, origin: Origin, polite: bool) -> None:
-        control = process = None
-        try:
+        control, process = None, None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             control, theirs = wire.pair()
             with theirs:
-                process = self._spawn(theirs.fileno(), polite=polite)
+                self._spawn(theirs.fileno(), polite=polite)
             control.settimeout(_READY_S)
             wire.say(control, wire.Hello(origin))
-            is_ready = isinstance(wire.hear(control)[0], wire.Ready)
-        except OSError:
-            is_ready = False
+            message, _ = wire.hear(control)
+            process = Other(message.pid) if isinstance(message, wire.Ready) else None
         with self._lock:
             self._is_starting = False
-            if is_ready:
+            if process is not None:
                 self._process, self._control = process, control
                 return
             self._ends += 1
-        if process is not None:
-            process.kill()
-            process.wait()
         if control is not None:
-            control.close()
+            control.close()  # it ends, should it still come to that
 
-    def _spawn(self, fd: int, *, polite: bool) -> subprocess.Popen[bytes]:
+    def _spawn(self, fd: int, *, polite: bool) -> None:
+        """Start it as nobody's child: a program that waits for all of its children must not wait for this one."""
         # Isolated until it has this process's path: a module in the working folder must not take a library's name.
         module_path = [entry for entry in sys.path if isinstance(entry, str)]
         code = _BEGIN.format(polite=polite, module_path=module_path, fd=fd, pid=self._pid)
-        return subprocess.Popen(  # noqa: S603 - this very interpreter
+        subprocess.run(  # noqa: S603 - this very interpreter
             [sys.executable, "-I", "-c", code, "artifactsync-courier"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what it has to say goes through its socket
             pass_fds=[fd],
             start_new_session=True,  # Ctrl-C, and a scheduler's signal to the group, are the training's to answer
+            check=False,
+            timeout=_READY_S,
         )
 
     def _hand_over(self, job: wire.Put | wire.Hash, fd: int) -> Job:
         ours, theirs = wire.pair()
         with self._lock:
-            control = self._control
+            control, process = self._control, self._process
         is_said = False
         with theirs, contextlib.suppress(OSError):
-            if control is not None:
+            if control is not None and process is not None:
                 wire.say(control, job, [theirs.fileno(), fd])
                 is_said = True
-        if not is_said:
+        if process is None or not is_said:
             ours.close()
             raise self.lost()
-        return Job(self, ours)
+        return Job(self, process, ours)
 
     def lost(self) -> TransientStoreError:
         """The process is gone, or does not answer: what to raise. Another one may be started."""
@@ -263,8 +268,8 @@ class Courier:
 class Job:
     """One job of the process. Closing it gives it up."""
 
-    def __init__(self, courier: Courier, there: socket.socket) -> None:
-        self._courier, self._there = courier, there
+    def __init__(self, courier: Courier, process: Other, there: socket.socket) -> None:
+        self._courier, self._process, self._there = courier, process, there
         self._moved_bytes = 0
         there.settimeout(_LOOK_S)
         self._out = there.dup()
@@ -285,7 +290,9 @@ class Job:
             except TimeoutError:
                 on_read(0)
                 self._say()
-                continue
+                if self._process.is_alive:
+                    continue
+                message = None  # a child that was forked just then holds the other end of the socket
             if isinstance(message, wire.Moved):
                 on_read(message.total_bytes - self._moved_bytes)
                 self._moved_bytes = message.total_bytes
@@ -370,14 +377,17 @@ class FileHash:
 
 
 _is_forbidden = False
+_PYTHON = re.compile(r"(python|pypy)[0-9.]*t?d?(-[a-z]+)?")
 _the_courier: Courier | None = None
 _making = threading.Lock()
 
 
 def can_be() -> bool:
     """Whether this process may have another one beside it."""
-    if _is_forbidden or not sys.platform.startswith("linux") or not sys.executable:
+    if _is_forbidden or not sys.platform.startswith("linux"):
         return False
+    if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
+        return False  # a program with Python inside: started again it would be that program again
     return os.environ.get("ARTIFACTSYNC_COURIER", "1") != "0"
 
 

@@ -1,9 +1,9 @@
-"""The process beside the training: it waits for jobs, does each on a thread of its own, and ends with its parent.
+"""The process beside the training: it waits for jobs, does each on a thread of its own, and ends with the training.
 
-Owns: ``main`` and the jobs. Does not own: what the parent makes of an outcome (``courier``), one try of an upload
-(``sending``), priorities (the parent sets them from outside, as a starved process could not).
+Owns: ``main`` and the jobs. Does not own: what the training's process makes of an outcome (``courier``), one try of an
+upload (``sending``), priorities (set by the other from outside, as a starved process could not).
 
-Invariants: it never outlives the training's process by more than a second, and no signal but SIGKILL ends it earlier:
+Invariants: it does not outlive the training's process, and no signal but SIGKILL ends it earlier:
 those that a job gets from its scheduler are the training's to answer, and what it still wants to send goes through
 here. It commits nothing: whatever it sends too late is an object that no record names.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from artifactsync.errors import ArtifactSyncError, TransientStoreError, UploadError
 from artifactsync.transfer.courier import wire
+from artifactsync.transfer.courier.other import Other
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,22 +32,23 @@ if TYPE_CHECKING:
     from artifactsync.transfer.being_written import FileBeingWritten
     from artifactsync.transfer.upload import UploadedFile
 
-_LOOK_S = 0.5  # how often it looks whether its parent is still there
+_LOOK_S = 0.5  # how often it looks whether the training's process is still there, where nobody tells it
 _TELL_S = 0.25  # how often a job says how far it is
 _READ_BYTES = 4 * 1024 * 1024
 _IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
 
 
-def main(control_fd: int, parent_pid: int) -> None:
-    """Serve the process ``parent_pid`` until it is gone.
+def main(control_fd: int, training_pid: int) -> None:
+    """Serve the process ``training_pid`` until it is gone.
 
     Args:
         control_fd: A ``SOCK_SEQPACKET`` socket: a ``Hello``, then jobs.
-        parent_pid: Whose child this is.
+        training_pid: Whose files it sends.
     """
     for name in _IGNORED:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    training = Other(training_pid)
     control = socket.socket(fileno=control_fd)
     hello, _ = wire.hear(control)
     if not isinstance(hello, wire.Hello):
@@ -55,14 +57,18 @@ def main(control_fd: int, parent_pid: int) -> None:
     with contextlib.suppress(ArtifactSyncError):  # whoever sends first is told
         stores.get(hello.origin)
     with contextlib.suppress(OSError):
-        wire.say(control, wire.Ready())
-    control.settimeout(_LOOK_S)
-    while os.getppid() == parent_pid:
-        with contextlib.suppress(TimeoutError):
-            job, fds = wire.hear(control, 2)
-            if job is None:
-                break
-            threading.Thread(target=_work, args=(job, fds, stores), daemon=True).start()
+        wire.say(control, wire.Ready(os.getpid()))
+    poll = select.poll()
+    for end in (control.fileno(), training.fd):
+        if end is not None:
+            poll.register(end, select.POLLIN)
+    while training.is_alive:
+        if not any(fd == control.fileno() for fd, _ in poll.poll(_LOOK_S * 1000 if training.fd is None else None)):
+            continue
+        job, fds = wire.hear(control, 2)
+        if job is None:
+            break
+        threading.Thread(target=_work, args=(job, fds, stores), daemon=True).start()
     os._exit(0)  # without waiting for anything: the training's process has settled what it wanted
 
 
@@ -100,7 +106,7 @@ def _work(job: object, fds: list[int], stores: _Stores) -> None:
                 outcome = wire.Hashed(_hash(job, file_fd, there))
         except ArtifactSyncError as error:
             outcome = wire.Failed(error)
-        except BaseException as error:  # noqa: BLE001 - the parent is to know, whatever it was
+        except BaseException as error:  # noqa: BLE001 - the other is to know, whatever it was
             outcome = wire.Failed(TransientStoreError(f"the uploading process failed: {error or type(error).__name__}"))
         finally:
             os.close(file_fd)

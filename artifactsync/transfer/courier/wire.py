@@ -32,6 +32,8 @@ class Hello:
 class Ready:
     """The process has loaded what it needs."""
 
+    pid: int
+
 
 @dataclass(frozen=True)
 class Put:

@@ -89,7 +89,8 @@ class HttpLines:
         head = f"{method} {target} HTTP/1.1\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode()
         line = self._take() or self._connect()
         try:
-            line.settimeout(timeout_s)
+            if line.gettimeout() != timeout_s:  # setting it asks the kernel
+                line.settimeout(timeout_s)
             answer, is_reusable = self._exchange(line, method, head, body)
         except BaseException as error:
             line.close()

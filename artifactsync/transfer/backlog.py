@@ -78,6 +78,8 @@ class Backlog:
         self.due = threading.Condition(lock)
         """The same lock, notified when the keeper has to look anew: what is due, or that nothing is left. It is not
         woken for each file: of many small ones that took as long as sending them."""
+        self.spare = threading.Condition(lock)
+        """The same lock, for workers that are more than pay: woken when more do, or when nothing is left."""
 
     # All that follows is called with the lock held.
 
@@ -85,6 +87,7 @@ class Backlog:
         """Let the workers and the keeper look."""
         self.changed.notify_all()
         self.due.notify_all()
+        self.spare.notify_all()
 
     def add(self, upload: Upload, fd: int | None, *, url: str) -> bool:
         """Put an upload in line, or let it fail because too many wait; says whether ``fd`` is held from now on.
@@ -138,6 +141,7 @@ class Backlog:
         self.changed.notify_all()
         if not self.pending_files:
             self.due.notify_all()
+            self.spare.notify_all()
 
     def abort(self) -> None:
         """Take nothing more, and give up what is not running."""

@@ -107,9 +107,10 @@ class _Sha256:
 
     def __init__(self, *, is_behind: bool) -> None:
         self._digest = hashlib.sha256()
-        self._waiting: queue.Queue[bytes | None] = queue.Queue(_BEHIND_CHUNKS)
+        self._waiting: queue.Queue[bytes | None]
         self._thread: threading.Thread | None = None
         if is_behind:
+            self._waiting = queue.Queue(_BEHIND_CHUNKS)
             thread = threading.Thread(target=self._work, name="artifactsync-hash", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter is ending and starts no more threads
                 thread.start()

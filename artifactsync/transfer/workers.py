@@ -1,17 +1,21 @@
 """The threads of an upload queue: as many workers as there is work, and a keeper that wakes what is due.
 
-Owns: starting and ending threads. Does not own: what a worker does with an upload (``delivery``).
+Owns: starting and ending threads, and which of them stand aside. Does not own: what a worker does with an upload
+(``delivery``), how many pay (``pace``).
 
 Invariant: while anything is pending there is a keeper, and it looks at least every second, so no upload is left lying
-because a wake-up was missed; a closed queue with nothing left to do keeps no thread.
+because a wake-up was missed; a closed queue with nothing left to do keeps no thread. Workers stand aside only while as
+many small uploads run as pay, and all of them step in when those come to a stop.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from artifactsync.transfer.clock import wait_on
+from artifactsync.transfer.pace import SMALL_BYTES, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 _IDLE_S = 60.0  # an idle thread ends after this long
 _TICK_S = 1.0  # how often the keeper looks
+_STOP_S = 0.05  # no small upload was through for so long: those that run are not quick
 
 
 class Workers:
@@ -47,6 +52,9 @@ class Workers:
         self._backlog, self._run, self._look = backlog, run, look
         self._max_threads = max_threads
         self._clock = clock
+        self._pace = Pace(max_threads)
+        self._running_small = self._passed_small = 0
+        self._is_watched = False  # one of those that stand aside looks whether the others go on
         self._threads: set[threading.Thread] = set()
         self._keeper: threading.Thread | None = None
 
@@ -107,7 +115,12 @@ class Workers:
         """A worker thread: run uploads until there has been none for a while."""
         try:
             while (upload := self._next()) is not None:
+                if not _is_small(upload):
+                    self._run(upload)
+                    continue
+                began_s, cpu_s = time.perf_counter(), time.thread_time()
                 self._run(upload)
+                self._note(time.perf_counter() - began_s, time.thread_time() - cpu_s)
         finally:
             with self._backlog.changed:
                 self._threads.discard(threading.current_thread())
@@ -117,9 +130,52 @@ class Workers:
         """The next upload to run; None if this thread is not needed any more."""
         backlog = self._backlog
         with backlog.changed:
-            while (upload := backlog.schedule.take()) is None:
-                is_over = backlog.is_closed and not backlog.pending_files
-                if is_over or (not backlog.changed.wait(_IDLE_S) and not backlog.schedule.ready):
-                    self._threads.discard(threading.current_thread())  # under the same lock: nobody counts on it
-                    return None
-            return upload
+            while True:
+                if self._running_small >= self._pace.limit:
+                    if not self._stand_aside():
+                        break
+                elif (upload := backlog.schedule.take()) is not None:
+                    if _is_small(upload):
+                        self._running_small += 1
+                    elif backlog.schedule.ready:
+                        backlog.spare.notify()  # in place of this one
+                    return upload
+                elif not self._may_come_more():
+                    break
+            self._threads.discard(threading.current_thread())  # under the same lock: nobody counts on it
+            return None
+
+    def _may_come_more(self) -> bool:
+        """Wait for something to do; False if there was nothing for a while, or never will be. The lock is held."""
+        backlog = self._backlog
+        is_over = backlog.is_closed and not backlog.pending_files
+        return not is_over and (backlog.changed.wait(_IDLE_S) or bool(backlog.schedule.ready))
+
+    def _note(self, wall_s: float, cpu_s: float) -> None:
+        """A small upload was tried."""
+        with self._backlog.changed:
+            self._running_small -= 1
+            self._passed_small += 1
+            if self._pace.note(wall_s, cpu_s):
+                self._backlog.spare.notify_all()
+
+    def _stand_aside(self) -> bool:
+        """Wait while more workers would not pay; says whether this one may still be needed. The lock is held."""
+        backlog = self._backlog
+        if self._is_watched:
+            return backlog.spare.wait(_IDLE_S)
+        self._is_watched = True
+        passed = self._passed_small
+        try:
+            is_woken = backlog.spare.wait(_STOP_S)
+        finally:
+            self._is_watched = False
+        if not is_woken and passed == self._passed_small and backlog.schedule.ready:
+            self._pace.open_up()
+            backlog.spare.notify_all()
+        return True
+
+
+def _is_small(upload: Upload) -> bool:
+    """Whether it is one request that takes next to no time."""
+    return upload.size_bytes <= SMALL_BYTES and upload.writing is None and upload.tail is None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from artifactsync.cli.progress import byte_bar
 from artifactsync.cli.run_names import complete_run_names
 from artifactsync.cli.session import global_options, pass_session
 from artifactsync.cli.terminal import printable
@@ -39,8 +40,8 @@ Exit code 4 when a file is damaged or missing.
 @pass_session
 def command(session: Session, context: click.Context, run: str, *, deep: bool) -> None:
     """Check that every committed file of RUN is on the remote, whole."""
-    with session.open_run(run) as opened:
-        report = opened.verify(deep=deep)
+    with session.open_run(run) as opened, byte_bar("verifying", is_wanted=session.has_progress) as bar:
+        report = opened.verify(deep=deep, on_plan=bar.restart, on_progress=bar.advance)
     if session.is_json:
         session.screen.json(report.to_json())
     else:

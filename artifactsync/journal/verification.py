@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from artifactsync.errors import ObjectNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from artifactsync.journal.catalogue import Catalogue, CheckpointFile
     from artifactsync.stores.protocol import Store
@@ -59,7 +59,14 @@ class VerifyReport:
 
 
 def verify(
-    store: Store, run_name: str, catalogue: Catalogue, *, deep: bool = False, wrong_packs: Sequence[str] = ()
+    store: Store,
+    run_name: str,
+    catalogue: Catalogue,
+    *,
+    deep: bool = False,
+    wrong_packs: Sequence[str] = (),
+    on_plan: Callable[[int, int], None] = lambda _files, _bytes: None,
+    on_progress: Callable[[int], None] = lambda _bytes: None,
 ) -> VerifyReport:
     """Check every file of every live checkpoint.
 
@@ -69,16 +76,23 @@ def verify(
         catalogue: Its journal.
         deep: Read and hash every byte, instead of asking for sizes.
         wrong_packs: What was found on the way to the catalogue, for the report.
+        on_plan: Told the number of files and bytes.
+        on_progress: Told of bytes as they are done with, of a missing or damaged file too; from any thread.
     """
     files: Sequence[CheckpointFile] = list(
         {file.key: file for checkpoint in catalogue.checkpoints for file in checkpoint.files}.values()
     )
 
+    on_plan(len(files), sum(file.size for file in files))
+
     def look(file: CheckpointFile) -> str:
+        read = _Reading(file.size, on_progress)
         try:
-            is_whole = store.head(file.key).size_bytes == file.size and (not deep or _has_hash(store, file))
+            is_whole = store.head(file.key).size_bytes == file.size and (not deep or _has_hash(store, file, read))
         except ObjectNotFoundError:
             return "missing"
+        finally:
+            read.rest()
         return "" if is_whole else "damaged"
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="artifactsync-verify") as pool:
@@ -93,7 +107,22 @@ def verify(
     )
 
 
-def _has_hash(store: Store, file: CheckpointFile) -> bool:
+class _Reading:
+    """Tells of a file's bytes, each once."""
+
+    def __init__(self, size_bytes: int, on_progress: Callable[[int], None]) -> None:
+        self._left, self._tell = size_bytes, on_progress
+
+    def advance(self, count_bytes: int) -> None:
+        count_bytes = min(count_bytes, self._left)
+        self._left -= count_bytes
+        self._tell(count_bytes)
+
+    def rest(self) -> None:
+        self.advance(self._left)
+
+
+def _has_hash(store: Store, file: CheckpointFile, read: _Reading) -> bool:
     digest, start = hashlib.sha256(), 0
     while start < file.size:
         data = store.get(file.key, start=start, end=min(start + _READ_BYTES, file.size))
@@ -101,4 +130,5 @@ def _has_hash(store: Store, file: CheckpointFile) -> bool:
             return False
         digest.update(data)
         start += len(data)
+        read.advance(len(data))
     return digest.hexdigest() == file.sha256

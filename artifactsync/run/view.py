@@ -218,10 +218,14 @@ class RunView:
             return None
         return Catalogue(checkpoints=(latest,), attempt=head.record.attempt, seq=head.record.seq)
 
-    def verify(self, *, deep: bool = False) -> VerifyReport:
+    def verify(self, *, deep: bool = False, **observers: Any) -> VerifyReport:
         """Check that every committed file is there with its size; ``deep`` reads and hashes every byte.
 
         Every record of the journal is read by itself, and the packs of its index are compared with them.
+
+        Args:
+            deep: As above.
+            **observers: ``on_plan`` and ``on_progress`` of ``journal.verification.verify``.
 
         Raises:
             RunNotFoundError: there is no such run.
@@ -230,7 +234,7 @@ class RunView:
         if not catalogue.seq:
             self._require(self.contents())
         packs = [pack.key(self._layout) for pack in wrong]
-        return verify(self._store, self.name, catalogue, deep=deep, wrong_packs=packs)
+        return verify(self._store, self.name, catalogue, deep=deep, wrong_packs=packs, **observers)
 
     def copy_to(
         self,

@@ -52,13 +52,31 @@ def list_names(remote: Remote, wanted: str) -> Listed:
     return Listed(names=newest, matching=len(matching), total=len(every), wanted=wanted)
 
 
+def names_now(remote: Remote, wanted: str, now: datetime) -> dict[str, Any]:
+    """The list anew, for the page's script: ``{"names", "matching", "total", "as_of"}``, or ``"error"``."""
+    try:
+        listed = list_names(remote, wanted)
+    except ArtifactSyncError as error:
+        return {"error": _in_words(error)}
+    return {
+        "names": listed.names,
+        "matching": listed.matching,
+        "total": listed.total,
+        "as_of": f"{now:%Y-%m-%d %H:%M:%S} UTC",
+    }
+
+
 def summarise(remote: Remote, names: Sequence[str], now: datetime) -> dict[str, Any]:
     """Rows for the page's script: ``{"runs": {name: row or null}}``, and ``"error"`` if they could not be had."""
     try:
         found = summarise_runs(remote.store, names)
     except ArtifactSyncError as error:
-        return {"runs": {}, "error": visible(" ".join(filter(None, (error.message, error.hint))), at_most=1000)}
+        return {"runs": {}, "error": _in_words(error)}
     return {"runs": {name: row_of(run, now) if run else None for name, run in zip(names, found, strict=True)}}
+
+
+def _in_words(error: ArtifactSyncError) -> str:
+    return visible(" ".join(filter(None, (error.message, error.hint))), at_most=1000)
 
 
 def row_of(run: RunSummary, now: datetime) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from artifactsync.errors import ArtifactSyncError
 from artifactsync.naming import validate_run_name
 from artifactsync.report.page import STYLE
 from artifactsync.ui.door import Door
-from artifactsync.ui.listing import list_names, summarise
+from artifactsync.ui.listing import list_names, names_now, summarise
 from artifactsync.ui.remote import Trouble, trouble_of
 from artifactsync.ui.rendering import make_environment
 from artifactsync.ui.run_page import RunPage
@@ -70,10 +70,12 @@ class Site:
         """What a server runs."""
         routes = [
             Route("/", self._runs),
+            Route("/names", self._names),
             Route("/summaries", self._summaries),
             Route("/runs/{run_name}", self._run),
             Route("/runs/{run_name}/verify", self._verification, methods=["GET"]),
             Route("/runs/{run_name}/verify", self._verify, methods=["POST"]),
+            Route("/runs/{run_name}/verify/progress", self._progress),
             Route("/report.css", self._report_style),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ]
@@ -83,9 +85,13 @@ class Site:
         return self.door.guard(made)
 
     async def _runs(self, request: Request) -> Response:
-        wanted = request.query_params.get("q", "")[:200]
+        wanted = _wanted(request)
         title = "runs"
         return await self._page(title, [lambda: self._render("runs.html", listed=list_names(self._remote, wanted))])
+
+    async def _names(self, request: Request) -> Response:
+        wanted = _wanted(request)
+        return JSONResponse(await self._remote.ask(lambda: names_now(self._remote, wanted, _now())))
 
     async def _summaries(self, request: Request) -> Response:
         names = [validate_run_name(name) for name in request.query_params.getlist("run")[:MAX_SUMMARIES]]
@@ -114,6 +120,10 @@ class Site:
             + self._render("verification.html", **shown)
             + self._render("foot.html")
         )
+
+    async def _progress(self, request: Request) -> Response:
+        verification = self._verifications.of(validate_run_name(request.path_params["run_name"]))
+        return JSONResponse(verification.to_json(_now()) if verification else {"is_running": False})
 
     async def _verify(self, request: Request) -> Response:
         run_name = validate_run_name(request.path_params["run_name"])
@@ -176,6 +186,10 @@ class Site:
 
     def _render(self, template: str, **values: Any) -> str:
         return self._templates.get_template(template).render(**values)
+
+
+def _wanted(request: Request) -> str:
+    return request.query_params.get("q", "")[:200]
 
 
 def _now() -> datetime:

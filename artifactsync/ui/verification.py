@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from artifactsync.report.text import seconds, size
 from artifactsync.ui.remote import trouble_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,27 @@ if TYPE_CHECKING:
     from artifactsync.ui.remote import Remote, Trouble
 
 _AT_ONCE = 2
+_TELLING_S = 3.0
+"""Before that a rate tells nothing of the rest."""
+
+
+class Progress:
+    """How far a check is; told of it from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.files = self.total_bytes = self.done_bytes = 0
+        """All files and bytes, zero until the journal was read; and the bytes that are done with."""
+
+    def plan(self, files: int, total_bytes: int) -> None:
+        """So much there is to do."""
+        with self._lock:
+            self.files, self.total_bytes = files, total_bytes
+
+    def advance(self, count_bytes: int) -> None:
+        """So many more bytes are done with."""
+        with self._lock:
+            self.done_bytes += count_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +60,28 @@ class Verification:
     """What it found."""
     trouble: Trouble | None = None
     """Why it could not be done."""
+    progress: Progress = field(default_factory=Progress)
+    """How far it is."""
+
+    def words(self, now: datetime) -> str:
+        """How far it is, as a person says it."""
+        far, took = self.progress, self.seconds(now)
+        if not far.total_bytes:
+            return f"reading the journal, for {seconds(round(took))} now"
+        files = "1 file" if far.files == 1 else f"{far.files:,} files"
+        said = f"{size(far.done_bytes)} of {size(far.total_bytes)} in {files}, for {seconds(round(took))} now"
+        if far.done_bytes and took > _TELLING_S:
+            said += f", about {seconds(round(took * (far.total_bytes - far.done_bytes) / far.done_bytes))} left"
+        return said
+
+    def to_json(self, now: datetime) -> dict[str, Any]:
+        """For the page's script: what of a running check changes."""
+        return {
+            "is_running": self.ended_at is None,
+            "done_bytes": self.progress.done_bytes,
+            "total_bytes": self.progress.total_bytes,
+            "words": self.words(now),
+        }
 
     def seconds(self, now: datetime) -> float:
         """How long it took, or takes by now."""
@@ -73,7 +117,10 @@ class Verifications:
 
     def _verify(self, asked: Verification) -> None:
         try:
-            report = self._remote.run(asked.run_name).verify(deep=asked.is_deep)
+            far = asked.progress
+            report = self._remote.run(asked.run_name).verify(
+                deep=asked.is_deep, on_plan=far.plan, on_progress=far.advance
+            )
         except Exception as error:  # noqa: BLE001 (a thread's end: the page says it)
             done = replace(asked, ended_at=_now(), trouble=trouble_of(error))
         else:

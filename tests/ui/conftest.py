@@ -22,7 +22,7 @@ TIMEOUT_S = 30
 _TAGS = {
     "html", "head", "meta", "title", "link", "script", "body", "header", "main", "h1", "h2", "h3", "p", "span", "div",
     "a", "bdi", "code", "noscript", "form", "input", "button", "label", "ul", "li", "dl", "dt", "dd", "table", "thead",
-    "tbody", "tr", "th", "td", "svg", "polyline", "line", "circle", "rect", "text",
+    "progress", "tbody", "tr", "th", "td", "svg", "polyline", "line", "circle", "rect", "text",
 }  # fmt: skip
 _VOID = {"meta", "link", "input"}
 _OWN_ADDRESS = re.compile(r"/(?:static/[a-z.]+|report\.css|runs/[A-Za-z0-9][A-Za-z0-9._-]*(?:/verify)?)?")

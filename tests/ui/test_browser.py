@@ -12,6 +12,7 @@ import programs
 import pytest
 
 from artifactsync import Run
+from artifactsync.errors import RemoteUnreachableError
 from tests.ui.conftest import serving, train
 from tests.ui.counting import CountingStore
 from tests.ui.test_hostile import hostile
@@ -183,3 +184,73 @@ def test_without_javascript_the_runs_pages_have_everything(open_page, visitor):
     page.wait_for_selector("h2:text-is('Other files')")
     page.click("button:has-text('Verify')")
     page.wait_for_selector("text=sizes compared")
+
+
+def passing(page, seconds, selector, *, there=True):
+    """Let so much time pass, again and again, until what is looked for is there, or no more."""
+    while bool(page.locator(selector).count()) != there:
+        page.clock.fast_forward(seconds * 1000)
+        page.wait_for_timeout(100)  # what was asked then is on its way
+
+
+def test_the_list_keeps_itself_up_to_date(open_page, store, tmp_path):
+    with serving(store) as visitor:
+        page = open_page(visitor)
+        page.clock.install()
+        page.reload()
+        assert "No runs here yet" in page.inner_text("main")
+        train(store, tmp_path, "first", steps=(1,))
+        passing(page, 31, "tr[data-run=first] .state.completed")
+        train(store, tmp_path, "second", steps=(1, 2))
+        with Run("third", remote=store, local_root=tmp_path) as run:
+            passing(page, 31, "tr[data-run=second] .state.completed")
+            passing(page, 31, "tr[data-run=third] .state.running")
+            assert page.inner_text("#count") == "3 runs"
+            file = run.local_dir / "c7.bin"
+            file.write_bytes(b"7")
+            run.save_files([file], step=7).result(30)
+            passing(page, 11, "tr[data-run=third] [data-field=last_step]:text-is('7')")
+            passing(page, 11, "tbody tr:first-child bdi:text-is('third')")  # the newest commit
+        passing(page, 11, "tr[data-run=third] .state.completed")
+        for key in [key for key in store.objects if key.startswith("first/")]:
+            del store.objects[key]
+        passing(page, 31, "tr[data-run=first]", there=False)
+        page.click("tr[data-run=second] a")
+        page.wait_for_selector("h1:has-text('second')")
+
+
+def test_trouble_is_said_beside_what_is_known_and_goes(open_page, store, tmp_path):
+    train(store, tmp_path, "first", steps=(1,))
+    with serving(store) as visitor:
+        page = open_page(visitor)
+        page.clock.install()
+        page.reload()
+        page.wait_for_selector("tr[data-run=first] .state.completed")
+        store.list_folders = _no_answer
+        passing(page, 31, "#listing-trouble:text('no answer look at the network')")
+        assert page.inner_text("tr[data-run=first] .state") == "completed"
+        del store.list_folders
+        passing(page, 31, "#listing-trouble:empty")
+
+
+def test_a_verification_is_followed(open_page, store, tmp_path):
+    train(store, tmp_path, steps=(1, 2, 3))
+    with serving(store) as visitor:
+        page = open_page(visitor)
+        page.goto(f"{page.base}runs/r")
+        page.click("text=read and hash every byte")
+        gate = store.hold("get", "r/c3")
+        page.click("button:has-text('Verify')")
+        page.wait_for_selector("#progress[value='2000']")
+        page.evaluate("document.getElementById('progress').same = true")
+        page.wait_for_selector(
+            "#progress-words:text-matches('of 2.93 KiB in 3 files, for [4-9].* s now, about .* left')"
+        )
+        assert page.evaluate("document.getElementById('progress').same"), "the page was not loaded anew"
+        picture(page, "verifying")
+        gate.set()
+        page.wait_for_selector("text=Verified")
+
+
+def _no_answer(*_):
+    raise RemoteUnreachableError("no answer", hint="look at the network")

@@ -23,7 +23,16 @@ def inside(store, tmp_path_factory):
         yield visitor
 
 
-PLACES = ("/", "/summaries?run=r", "/runs/r", "/runs/r/verify", "/runs/none", "/nowhere")
+PLACES = (
+    "/",
+    "/summaries?run=r",
+    "/runs/r",
+    "/runs/r/verify",
+    "/runs/r/verify/progress",
+    "/names?q=r",
+    "/runs/none",
+    "/nowhere",
+)
 
 
 @pytest.mark.parametrize("place", PLACES)

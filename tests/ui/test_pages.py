@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 
 import pytest
 
 from artifactsync import Run
+from artifactsync.errors import RemoteUnreachableError
 from artifactsync.journal.runs import list_runs
 from artifactsync.stores import open_store
 from artifactsync.stores.retry import RetryPolicy
@@ -166,6 +168,44 @@ def test_a_verification_holds_up_no_page_and_runs_once(store, tmp_path):
         assert store.held["head"] == 2
         gate.set()
         assert "Verified" in visitor.verified("r")
+
+
+def test_a_verification_says_how_far_it_is(store, tmp_path):
+    train(store, tmp_path)
+    with serving(store) as visitor:
+        assert json.loads(visitor.get("/runs/r/verify/progress").text) == {"is_running": False}
+        form = {"form_token": visitor.form_token("r"), "deep": "1"}
+        gate = store.hold("get", "r/c2")
+        assert visitor.post("/runs/r/verify", form).status == 303
+        while (told := json.loads(visitor.get("/runs/r/verify/progress").text))["done_bytes"] < 1000:
+            assert told["is_running"]
+        assert (told["done_bytes"], told["total_bytes"]) == (1000, 2000)
+        assert re.fullmatch(r"1000 B of 1.95 KiB in 2 files, for \S+ m?s now(, about \S+ m?s left)?", told["words"])
+        page = visitor.get("/runs/r/verify")
+        assert 'max="2000" value="1000"' in page.text
+        assert "1000 B of 1.95 KiB in 2 files" in page.page.text
+        gate.set()
+        assert "every byte read" in visitor.verified("r", deep="1")
+        told = json.loads(visitor.get("/runs/r/verify/progress").text)
+        assert (told["is_running"], told["done_bytes"]) == (False, 2000)
+
+
+def test_the_list_can_be_asked_for_anew(store, tmp_path):
+    with serving(store) as visitor:
+        assert json.loads(visitor.get("/names").text)["names"] == []
+        for name in ("one", "two", "three"):
+            train(store, tmp_path, name, steps=(1,))
+        told = json.loads(visitor.get("/names").text)
+        assert (told["names"], told["matching"], told["total"]) == (["two", "three", "one"], 3, 3)
+        told = json.loads(visitor.get("/names?q=T").text)
+        assert (told["names"], told["matching"], told["total"]) == (["two", "three"], 2, 3)
+        store.list_folders = _no_answer
+        told = json.loads(visitor.get("/names").text)
+        assert told == {"error": "no answer look at the network"}
+
+
+def _no_answer(*_):
+    raise RemoteUnreachableError("no answer", hint="look at the network")
 
 
 def test_a_slow_remote_is_said_and_holds_up_no_other_page(store, tmp_path):

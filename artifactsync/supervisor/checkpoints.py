@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 from artifactsync.errors import ArtifactSyncError, FileChangedError, NotDurableError, RunOwnedError
 from artifactsync.run import LocalFile
 from artifactsync.supervisor.due import Due, newest_unsent
+from artifactsync.supervisor.links import LINK_SUFFIX
 from artifactsync.supervisor.stash import check_unchanged
-from artifactsync.supervisor.units import newest_of_each_family
+from artifactsync.supervisor.units import newest_of_each_family, pointed_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +136,9 @@ class Checkpoints:
         if fresh:
             left_out = {unit.path for unit in whole if self._sent.get(unit.path) != unit.files}
             left_out -= {unit.path for unit in fresh}
-            units = newest_of_each_family(unit for unit in whole if unit.path not in left_out)
+            newest = newest_of_each_family(unit for unit in whole if unit.path not in left_out)
+            older = [unit for unit in whole if unit.path not in left_out and unit not in newest]
+            units = [*pointed_at((unit for unit in newest if unit.is_pointer), older, self._tree), *newest]
             steps = [step for unit in fresh if (step := self._due.step_of(unit)) is not None]
             self._has_steps = self._has_steps or bool(steps)
             self._step = max(self._step, *steps) if steps else self._step + (not self._has_steps)
@@ -164,15 +167,15 @@ class Checkpoints:
             return None
         files = [(path, seen) for unit in units for path, seen in unit.files]
         described = [
-            LocalFile(path=path, local=at, size_bytes=seen.size, sha256=self._known_digest(path, seen))
-            for (path, seen), (at, _) in zip(files, held, strict=True)
+            LocalFile(path=path, local=at, size_bytes=as_held.size, sha256=self._known_digest(path, seen))
+            for (path, seen), (at, as_held) in zip(files, held, strict=True)
         ]
 
         def confirm() -> None:
             for at, seen in held:
                 check_unchanged(at, seen)
 
-        stem = fresh[-1].name
+        stem = next(unit.name for unit in (*reversed(fresh), *reversed(units)) if not unit.is_pointer)
         self._names[stem] += 1
         name = stem if self._names[stem] == 1 else f"{stem}@{self._names[stem]}"
         try:
@@ -202,7 +205,8 @@ class Checkpoints:
         try:
             for unit in units:
                 copy = not moment.is_dead and unit in fresh and any(path in self._in_place for path, _ in unit.files)
-                held += self._stash.take([(self._tree.local(p), seen) for p, seen in unit.files], copy=copy)
+                for path, seen in unit.files:
+                    held += self._hold_one(path, seen, copy=copy)
         except (FileChangedError, OSError) as error:
             self._stash.release(path for path, _ in held)
             if not isinstance(error, FileChangedError):
@@ -212,6 +216,14 @@ class Checkpoints:
                 self._in_place.update(path for path, _ in unit.files)
             return None
         return held
+
+    def _hold_one(self, path: str, seen: Seen, *, copy: bool) -> list[tuple[Path, Seen]]:
+        link = self._tree.link(path) if path.endswith(LINK_SUFFIX) else None
+        if link is None:
+            return self._stash.take([(self._tree.local(path), seen)], copy=copy)
+        if link[1] != seen:
+            raise FileChangedError(f"{path} points somewhere else now")
+        return [self._stash.write(link[0])]
 
     def _settle(self) -> None:
         """Take note of what became durable, and of what did not."""

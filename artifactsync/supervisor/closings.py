@@ -16,6 +16,7 @@ import select
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from artifactsync.supervisor.links import LINK_SUFFIX
 from artifactsync.supervisor.tree import Seen
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class Closings:
                 at = f"{folder}/{event.name}"
                 if event.mask & flags.ISDIR:
                     heard.folders.add((at, f"{prefix}{event.name}/"))
+                elif os.path.islink(at):  # noqa: PTH114 - whole as soon as it is there
+                    if self._note(at):
+                        heard.files.add(f"{prefix}{event.name}{LINK_SUFFIX}")
                 elif not event.mask & flags.CREATE and self._note(at):
                     heard.files.add(prefix + event.name)
         return heard

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from artifactsync.supervisor.tree import Seen, Tree
     from artifactsync.supervisor.units import Rules, Unit
 
+_POINTER_S = 10.0  # how long it waits for the file that will name it: without, a restart takes the one before
 _COMPANY_S = 60.0  # how long a whole unit waits for one beside it that is being written
 
 
@@ -60,6 +61,7 @@ class Due:
         self._last_steps: dict[str, int] = {}
         self._companions: dict[str, frozenset[str]] = {}
         self._shapes: dict[str, frozenset[str]] = {}
+        self._pointers: set[str] = set()  # families of what only says which of the others is the newest
         self._waiting_since: dict[str, float] = {}
         self.halves: set[str] = set()
         """Paths of whole units that are one of several that belong together, of which another is missing."""
@@ -114,6 +116,8 @@ class Due:
             is_waiting = self._misses_partner(unit, there) or any(p == folder and s in {step, None} for p, s in waits)
             if is_waiting and (moment.is_dead or moment.quiet_s(unit) <= _COMPANY_S):
                 self.halves.add(unit.path)
+            elif not moment.is_dead and self._misses_pointer(unit, there, moment):
+                continue
             elif moment.is_dead or self._has_waited(unit, moment) or self._is_company_here(unit, there):
                 kept.append(unit)
         return kept
@@ -138,6 +142,7 @@ class Due:
 
     def _learn(self, together: Sequence[Unit]) -> None:
         families = frozenset(unit.family for unit in together)
+        self._pointers.update(unit.family for unit in together if unit.is_pointer)
         for unit in together:
             self._companions[unit.family] = families
             self._shapes[unit.family] = _shape(unit)
@@ -170,6 +175,12 @@ class Due:
             for other, step in self._last_steps.items()
             if other != unit.family and _is_numbered(unit.family) and _parent(other) == _parent(unit.family)
         )
+
+    def _misses_pointer(self, unit: Unit, there: set[str], moment: Moment) -> bool:
+        """Whether a file that names the newest checkpoint came with its forerunner, and still names that one."""
+        if unit.is_pointer or moment.now - self._waiting_since[unit.family] > _POINTER_S:
+            return False
+        return bool(self._companions.get(unit.family, frozenset()) & self._pointers - there)
 
 
 def newest_unsent(whole: Sequence[Unit], sent: Mapping[str, tuple[tuple[str, Seen], ...]]) -> list[Unit]:

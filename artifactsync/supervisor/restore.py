@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import DestinationError
+from artifactsync.supervisor.links import LINK_SUFFIX, path_in, place_link
 from artifactsync.supervisor.mirror import is_log
 from artifactsync.supervisor.structure import is_whole
 from artifactsync.supervisor.units import FILE_SUFFIXES
@@ -93,7 +94,10 @@ def restore(run: Run, tree: Tree, *, stage: Path, tell: Callable[[str], None]) -
     places = _Places(tree, stage, aside)
     written_ns = _written_ns(run, checkpoint)
     try:
-        for path in sorted(wanted, key=lambda path: (written_ns[path], path)):
+        for path in sorted(wanted, key=lambda path: (path.endswith(LINK_SUFFIX), written_ns[path], path)):
+            if path.endswith(LINK_SUFFIX) and (to := path_in(stage / path)) is not None:
+                place_link(tree.local(path), tree.local(to), written_s=written_ns[path] / 1e9)
+                continue
             places.put(path, stays=path in newer)
             if path not in newer:
                 os.utime(tree.local(path), ns=(time.time_ns(), written_ns[path]))

@@ -79,6 +79,16 @@ class Stash:
             raise
         return taken
 
+    def write(self, text: str) -> tuple[Path, Seen]:
+        """Hold a text of our own: where, and what that must look like until it is sent.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        held = self._folder / str(next(self._numbers))
+        held.write_text(text)
+        return held, Seen.of(held.stat())
+
     def release(self, held: Iterable[Path]) -> None:
         """Let go of files that were taken."""
         for file in held:

@@ -24,13 +24,14 @@ from artifactsync.supervisor.baseline import read_baseline, write_baseline
 from artifactsync.supervisor.checkpoints import Checkpoints
 from artifactsync.supervisor.child import Child
 from artifactsync.supervisor.deadline import Deadline
+from artifactsync.supervisor.links import WaysOut
 from artifactsync.supervisor.mirror import Mirror
 from artifactsync.supervisor.modesty import Modesty
 from artifactsync.supervisor.output import Output
 from artifactsync.supervisor.restore import Restored, restore, set_torn_aside
 from artifactsync.supervisor.stash import Stash
 from artifactsync.supervisor.tree import Tree
-from artifactsync.supervisor.units import Rules
+from artifactsync.supervisor.units import FILE_SUFFIXES, Rules
 from artifactsync.supervisor.verdict import NOT_DURABLE_EXIT_CODE, Outcome, words
 from artifactsync.supervisor.watch import Watch
 
@@ -51,6 +52,7 @@ FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 _DRAIN_LOOK_S = 0.1
 _TELL_AFTER_S = 3.0
+_TELL_OF_LINKS_S = 60.0
 
 
 def supervise(run: Run, settings: Settings, *, tell: Callable[[str], None]) -> Outcome:
@@ -83,6 +85,7 @@ class _Supervision:
         self._notices: list[tuple[int, str, float | None]] = []
         self._deadline = Deadline(settings.grace_s, usual_grace_s=settings.usual_grace_s)
         self._modesty = Modesty()
+        self._ways_out = WaysOut(self._tree, FILE_SUFFIXES, tell)
         self._wake_fd, self._waker_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
         os.set_blocking(self._waker_fd, False)
@@ -175,7 +178,8 @@ class _Supervision:
     def _attend(self, child: Child, watch: Watch) -> None:
         """Until the command has ended: pass signals on, and end it in time."""
         while True:
-            ready, _, _ = select.select([child.status_fd, self._wake_fd], [], [], self._deadline.next_s())
+            pause_s = min(self._deadline.next_s(), _TELL_OF_LINKS_S)
+            ready, _, _ = select.select([child.status_fd, self._wake_fd], [], [], pause_s)
             if child.status_fd in ready and child.listen():
                 return
             with contextlib.suppress(BlockingIOError):
@@ -189,6 +193,7 @@ class _Supervision:
             if self._checkpoints.lost_run is not None:
                 self._tell(f"{self._checkpoints.lost_run}; the command is ended")
                 child.kill()
+            self._ways_out.tell_of_new()
             newest = self._checkpoints.last
             self._deadline.reserve(newest.size_bytes if newest else 0, watch.bytes_per_s)
             if self._deadline.is_child_late():
@@ -220,6 +225,7 @@ class _Supervision:
         return self._end(code, is_all=watch.is_idle)
 
     def _end(self, code: int, *, is_all: bool) -> Outcome:
+        self._ways_out.tell_of_new()
         problem = ""
         state: FinishState = "preempted" if self._deadline.reason else "completed" if code == 0 else "failed"
         try:

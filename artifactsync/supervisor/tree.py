@@ -3,7 +3,8 @@
 Owns: which files count, their paths below the run, and how two looks at one file compare. Does not own: when to look
 (``watch``), or what a file is (``units``).
 
-Invariant: nothing is opened, no link is followed, and what cannot be read is passed over.
+Invariant: nothing is opened, and what cannot be read is passed over. No link is followed; one that points to something
+below the watched folders counts itself, under its name and ``LINK_SUFFIX``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from artifactsync.errors import ConfigurationError
 from artifactsync.naming.layout import HOUSE_FOLDER, is_safe
+from artifactsync.supervisor.links import LINK_SUFFIX, read_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -93,6 +95,8 @@ class Tree:
                 )
         self.roots = tuple(roots.values())
         """What is watched."""
+        self.ways_out: set[str] = set()
+        """Paths below the run of links to folders that are not watched, as the looks found them."""
 
     def local(self, path: str) -> Path:
         """Where a path of the run is on this disk."""
@@ -121,13 +125,27 @@ class Tree:
 
     def look_at(self, path: str) -> Seen | None:
         """One file; None if it is none that counts, or not there."""
-        if not self.counts(path):
+        if not self.counts(path.removesuffix(LINK_SUFFIX)):
             return None
+        link = self.link(path) if path.endswith(LINK_SUFFIX) else None
         try:
             status = self.local(path).lstat()
         except OSError:
-            return None
+            return link[1] if link is not None else None
         return Seen.of(status) if stat.S_ISREG(status.st_mode) else None
+
+    def link(self, path: str) -> tuple[str, Seen] | None:
+        """The path below the run that a link points to, and what it looks like itself; None if that is no such link."""
+        found = read_link(self.local(path))
+        if found is None:
+            return None
+        target, status = found
+        for root in self.roots:
+            top = os.path.realpath(root.folder)
+            if target.startswith(top + os.sep):
+                below = root.prefix + os.path.relpath(target, top).replace(os.sep, "/")
+                return (below, Seen.of(status)) if self.counts(below) else None
+        return None
 
     def counts(self, path: str) -> bool:
         """Whether a file of this path is any business of ours."""
@@ -151,11 +169,20 @@ class Tree:
                         if self._is_wanted(entry.path, path):
                             waiting.append((entry.path, f"{path}/"))
                     elif self.counts(path):
-                        status = entry.stat(follow_symlinks=False)
-                        if stat.S_ISREG(status.st_mode):
-                            yield path, Seen.of(status)
+                        yield from self._entry(entry, path)
                 except OSError:
                     continue
+
+    def _entry(self, entry: os.DirEntry[str], path: str) -> Iterator[tuple[str, Seen]]:
+        if entry.is_symlink():
+            if (link := self.link(path + LINK_SUFFIX)) is not None:
+                yield path + LINK_SUFFIX, link[1]
+            elif entry.is_dir():
+                self.ways_out.add(path)
+            return
+        status = entry.stat(follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode):
+            yield path, Seen.of(status)
 
     def _is_wanted(self, folder: str, path: str) -> bool:
         """Whether a folder's files are any business of ours."""

@@ -19,6 +19,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from artifactsync.supervisor.links import LINK_SUFFIX, is_pointer, says
 from artifactsync.supervisor.structure import is_whole, missing_shards, step_inside, tells_whether_whole
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class Unit:
         )
 
     @property
+    def is_pointer(self) -> bool:
+        """Whether it only says which of the others is the newest."""
+        return not self.is_folder and is_pointer(self.path)
+
+    @property
     def name(self) -> str:
         """What to call it: the name of the folder, or of the file without its ending."""
         last = self.path.rpartition("/")[2]
@@ -97,15 +103,19 @@ class Rules:
         folders = _folders_of_shards(seen)
         in_folders: dict[str, list[str]] = defaultdict(list)
         units: list[Unit] = []
+        pointers: list[Unit] = []
         for path in seen:
             folder = self._folder_of(path, folders)
             if folder is not None:
                 in_folders[folder].append(path)
+            elif is_pointer(path):
+                pointers.append(Unit(path, ((path, seen[path]),), is_folder=False))
             elif path.endswith(FILE_SUFFIXES) or self._matches(path):
                 units.append(Unit(path, ((path, seen[path]),), is_folder=False))
         for folder, paths in in_folders.items():
             units.append(Unit(folder, tuple((path, seen[path]) for path in sorted(paths)), is_folder=True))
-        return units
+        above = {unit.path[: at + 1] for unit in units for at, letter in enumerate(unit.path) if letter == "/"} | {""}
+        return units + [each for each in pointers if units and each.path[: each.path.rfind("/") + 1] in above]
 
     def is_complete(
         self, unit: Unit, tree: Tree, *, quiet_s: float, settle_s: float, is_over: bool, is_closed: bool = False
@@ -135,7 +145,7 @@ class Rules:
             patience_s = settle_s if has_sign else 30 * settle_s
             is_known = has_sign and is_closed
         else:
-            is_telling = tells_whether_whole(tree.local(unit.path))
+            is_telling = unit.is_pointer or tells_whether_whole(tree.local(unit.path))
             patience_s = settle_s if is_telling or is_closed else 5 * settle_s
             is_known = is_telling and is_closed
         if quiet_s < (0.0 if is_over or is_known else patience_s):
@@ -154,6 +164,8 @@ class Rules:
         local = tree.local(path)
         if path.endswith(f"/{DCP_SIGN}"):
             return not missing_shards(local)
+        if is_pointer(path):
+            return path.endswith(LINK_SUFFIX) or local.stat().st_size > 0
         return not path.endswith(FILE_SUFFIXES) or is_whole(local)
 
     def _folder_of(self, path: str, folders: set[str]) -> str | None:
@@ -204,6 +216,25 @@ def newest_of_each_family(units: Iterable[Unit]) -> list[Unit]:
         if known is None or (known.newest_ns, known.path) < (unit.newest_ns, unit.path):
             newest[unit.family] = unit
     return sorted(newest.values(), key=lambda unit: unit.newest_ns)
+
+
+def pointed_at(pointers: Iterable[Unit], units: Sequence[Unit], tree: Tree) -> list[Unit]:
+    """Those of ``units`` that are named by one of ``pointers``: without them it would lead nowhere."""
+    found: dict[str, Unit] = {}
+    for pointer in pointers:
+        link = tree.link(pointer.path) if pointer.path.endswith(LINK_SUFFIX) else None
+        above = pointer.path[: pointer.path.rfind("/") + 1]
+        for unit in units:
+            if unit.is_pointer:
+                continue
+            if link is not None:
+                is_named = f"{unit.path}/".startswith(f"{link[0]}/") or link[0].startswith(f"{unit.path}/")
+            else:
+                name = unit.path[len(above) :].partition("/")[0]
+                is_named = unit.path.startswith(above) and says(tree.local(pointer.path), name)
+            if is_named:
+                found[unit.path] = unit
+    return list(found.values())
 
 
 def _folders_of_shards(seen: Mapping[str, Seen]) -> set[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from artifactsync.errors import ArtifactSyncError
 from artifactsync.supervisor.closings import Closings
 from artifactsync.supervisor.due import Moment
+from artifactsync.supervisor.links import LINK_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +155,7 @@ class Watch:
             of_units = {path for unit in self._units for path, _ in unit.files}
             self._mirror.gone(gone)
             for path in changed:
-                if path in own and path not in of_units:
+                if path in own and path not in of_units and not (path.endswith(LINK_SUFFIX) and self._tree.link(path)):
                     self._mirror.changed(path, own[path])
 
     def _hand_over(self, moment: Moment) -> None:

@@ -143,8 +143,9 @@ def test_what_is_none_of_our_business(tmp_path):
     for name in (".git/x", "venv/pyvenv.cfg", "venv/lib/a.py", "__pycache__/a.pyc", "a.tmp", ".hidden", "kept.bin"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "link.bin").symlink_to(tmp_path / "kept.bin")
-    assert set(Tree(tmp_path).look()) == {"kept.bin"}
+    for name, to in (("link.bin", "kept.bin"), ("out.bin", ".."), ("gone.bin", "gone"), (".git/in.bin", "../kept.bin")):
+        (tmp_path / name).symlink_to(to)
+    assert set(Tree(tmp_path).look()) == {"kept.bin", "link.bin.symlink"}
     assert set(Tree(tmp_path, exclude=["kept.*"]).look()) == set()
 
 
@@ -155,7 +156,7 @@ def test_a_remote_below_the_watched_folder_is_not_mirrored_into_itself(tmp_path)
     (tmp_path / "kept.bin").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path)
     for url in (open_store(remote).url, open_store(tmp_path / "link" / "a bucket").url):
-        assert set(Tree(tmp_path, remote=url).look()) == {"kept.bin"}
+        assert set(Tree(tmp_path, remote=url).look()) == {"kept.bin"}  # and the link to all of it is none of ours
     for below in (remote, remote / "r"):
         with pytest.raises(ConfigurationError, match="copied into itself"):
             Tree(below, remote=open_store(remote).url)

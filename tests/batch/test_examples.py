@@ -132,7 +132,7 @@ def test_what_the_jobs_start_trains_and_goes_on(tmp_path):
 
 
 def test_the_loop_of_ray_train_is_complete_without_ray(tmp_path):
-    """What each worker runs; Ray itself (0.5 GB) is not installed for it."""
+    """What each worker runs; `make crash` has Ray itself, tests/integrations/test_ray.py."""
     program = (
         "import sys; sys.path.insert(0, 'examples/batch'); import ray_train\n"
         "for steps in ('20', '60'):\n"

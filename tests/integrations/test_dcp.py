@@ -74,7 +74,7 @@ def test_what_keeps_rank_0_from_loading_is_told_to_all(tmp_path, train):
 def test_torchruns_killed_at_random_moments_end_with_the_same_bytes(tmp_path, train, s3):
     _, expected = train(2, "straight", tmp_path / "straight-remote", "--until", 200, "--save-every", 1)
     tally, dice = Tally("changed", "lost", "damaged"), random.Random(11)
-    for number in range(scaled(3)):
+    for number in range(scaled(2)):
         remote, newest = s3.fresh_url(), 0
         run = Run("dcp", remote=remote, storage_options=s3.storage_options, read_only=True, local_root=tmp_path / "x")
         for attempt in range(1, 60):
@@ -94,7 +94,7 @@ def test_torchruns_killed_at_random_moments_end_with_the_same_bytes(tmp_path, tr
             try:
                 process.wait(dice.uniform(5, 25) if attempt < 4 else 300)
             except subprocess.TimeoutExpired:
-                tally.count(f"kills of torchrun on {ranks} ranks")
+                tally.count("kills")
                 for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
                     each.kill()
                 process.wait()
@@ -111,4 +111,4 @@ def test_torchruns_killed_at_random_moments_end_with_the_same_bytes(tmp_path, tr
             tally.problem("changed", f"{remote}: the final weights")
         if not run.verify(deep=True).ok:
             tally.problem("damaged", remote)
-    tally.report("DCP under torchrun, killed at random moments", "runs")
+    tally.report("DCP under torchrun on 1, 2 and 4 ranks, killed at random moments", "kills", "runs")

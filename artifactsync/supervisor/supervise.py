@@ -98,6 +98,7 @@ class _Supervision:
         )
         self._mirror = Mirror(self._run, self._tree, settle_s=self._settings.settle_s, is_owner=self._settings.is_owner)
         there = self._tree.look()
+        self._nameless_before = self._tree.nameless
         self._checkpoints.adopt(restored.files, there)
         self._mirror.adopt({path: there[path] for path in restored.logs if path in there}, time.monotonic())
         watch = Watch(
@@ -240,7 +241,9 @@ class _Supervision:
         except ArtifactSyncError as error:
             problem = f" ({error})"
         # No commit begins any more; one that was on its way is known by now, or is called not durable.
-        missing, files = self._checkpoints.missing(), self._mirror.pending_files
+        for path in sorted(nameless := self._tree.nameless - self._nameless_before)[:3]:
+            self._tell(f"{path!r} can be no file of a run by this name, and is NOT sent: rename it, or --exclude it")
+        missing, files = self._checkpoints.missing(), self._mirror.pending_files + len(nameless)
         durable = self._checkpoints.newest
         line = words(durable, missing, missing_files=files, mirrored_files=self._mirror.durable_files) + problem
         return Outcome(

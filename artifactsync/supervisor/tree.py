@@ -97,6 +97,8 @@ class Tree:
         """What is watched."""
         self.ways_out: set[str] = set()
         """Paths below the run of links to folders that are not watched, as the looks found them."""
+        self.nameless: frozenset[str] = frozenset()
+        """Paths of files that count but for their names, which no run can have, at the last look at all."""
 
     def local(self, path: str) -> Path:
         """Where a path of the run is on this disk."""
@@ -112,8 +114,10 @@ class Tree:
             on_folder: Called with each folder before it is looked at, and with where its files are below the run.
         """
         seen: dict[str, Seen] = {}
+        nameless: set[str] = set()
         for root in self.roots:
-            seen.update(self._walk(str(root.folder), root.prefix, on_folder))
+            seen.update(self._walk(str(root.folder), root.prefix, on_folder, nameless))
+        self.nameless = frozenset(nameless)
         return seen
 
     def look_into(self, folder: str, prefix: str, on_folder: Callable[[str, str], None]) -> dict[str, Seen]:
@@ -121,7 +125,7 @@ class Tree:
         path = prefix.removesuffix("/")
         if not os.path.isdir(folder) or not self._is_wanted(folder, path):  # noqa: PTH112
             return {}
-        return dict(self._walk(folder, prefix, on_folder))
+        return dict(self._walk(folder, prefix, on_folder, set()))
 
     def look_at(self, path: str) -> Seen | None:
         """One file; None if it is none that counts, or not there."""
@@ -149,13 +153,16 @@ class Tree:
 
     def counts(self, path: str) -> bool:
         """Whether a file of this path is any business of ours."""
+        return self._is_wanted_file(path) and is_safe(path)
+
+    def _is_wanted_file(self, path: str) -> bool:
         name = path.rpartition("/")[2]
         if name.endswith(_SKIPPED_SUFFIXES) or (name.startswith(".") and name not in _WANTED_HIDDEN):
             return False
-        return is_safe(path) and not any(fnmatch.fnmatchcase(path, pattern) for pattern in self._exclude)
+        return not any(fnmatch.fnmatchcase(path, pattern) for pattern in self._exclude)
 
     def _walk(
-        self, top: str, top_prefix: str, on_folder: Callable[[str, str], None] | None
+        self, top: str, top_prefix: str, on_folder: Callable[[str, str], None] | None, nameless: set[str]
     ) -> Iterator[tuple[str, Seen]]:
         waiting = [(top, top_prefix)]
         while waiting:
@@ -168,8 +175,11 @@ class Tree:
                     if entry.is_dir(follow_symlinks=False):
                         if self._is_wanted(entry.path, path):
                             waiting.append((entry.path, f"{path}/"))
-                    elif self.counts(path):
-                        yield from self._entry(entry, path)
+                    elif self._is_wanted_file(path):
+                        if is_safe(path):
+                            yield from self._entry(entry, path)
+                        elif entry.is_file(follow_symlinks=False):
+                            nameless.add(path)
                 except OSError:
                     continue
 

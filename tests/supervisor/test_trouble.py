@@ -141,3 +141,11 @@ def test_what_was_written_last_is_the_newest_in_a_fresh_folder_too(machines):
         print(all(os.path.getmtime(path) <= time.time() for path in glob.glob("*.pt")))
     """)
     assert out == f"{names}\nTrue\n"
+
+
+def test_a_file_whose_name_no_run_can_have_is_not_called_durable(machine):
+    (machine.folder / "old\nname.pt").write_bytes(b"before")
+    _, err = machine.run("save('a-1.pt', 1); save('b\\n-2.pt', 2); save('c\\n-3.part', 3)", code=7)
+    assert "'b\\n-2.pt' can be no file of a run by this name, and is NOT sent" in err
+    assert "durable: checkpoint a-1 (step 1) and 1 other file; NOT durable: 1 other file" in err
+    machine.run("os.remove('b\\n-2.pt')")

@@ -32,6 +32,7 @@ from artifactsync.stores import gcs_errors, gcs_session
 from artifactsync.stores.body_stream import BodyStream
 from artifactsync.stores.encryption import check_gcs_answer
 from artifactsync.stores.gcs_download import Downloads
+from artifactsync.stores.gcs_upload import send_in_session
 from artifactsync.stores.keys import split_key
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
 
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     from google.cloud import storage
 
 _SMALL_BYTES = 8 * 2**20  # the client sends up to so many in one request, more in a resumable session
-_CHUNK_BYTES = 16 * 2**20  # of a resumable session; a multiple of 256 KiB, and two are in memory
+_KIND = "application/octet-stream"
 _DELETE_THREADS = 16
 _LIST_FIELDS = "items(name,size,updated,etag),prefixes,nextPageToken"
-# A broken chunk of a large upload is sent again within its session, which is safe; all else is RetryStore's.
-_CHUNK_RETRY = DEFAULT_RETRY.with_delay(initial=0.3, maximum=5.0).with_timeout(20.0)
+# The beginning of a session is asked for again, which is safe; all else is RetryStore's, or the session's own.
+_SESSION_RETRY = DEFAULT_RETRY.with_delay(initial=0.3, maximum=5.0).with_timeout(20.0)
 
 
 class GcsStore:
@@ -192,19 +193,35 @@ class GcsStore:
         if is_large:
             self._make_contact()
         with self._errors(key, is_create=is_create):
-            blob = self._blob(key, chunk_size=_CHUNK_BYTES, kms_key_name=self._kms_key_name)
-            blob.upload_from_file(
-                BodyStream(source, _CHUNK_BYTES),
-                size=source.size_bytes,
-                content_type="application/octet-stream",
-                if_generation_match=0 if is_create else None,
-                checksum="crc32c",
-                retry=_CHUNK_RETRY if is_large and not is_create else None,
-                timeout=self._timeout_s,
-            )
+            blob = self._blob(key, kms_key_name=self._kms_key_name)
+            (self._upload_large if is_large else self._upload_small)(blob, source, is_create=is_create)
         self._bucket_was_seen = True
         check_gcs_answer(self._kms_key_name, blob.kms_key_name, f"{self.url}/{key}")
         return self._info(blob)
+
+    def _upload_small(self, blob: storage.Blob, source: Body, *, is_create: bool) -> None:
+        blob.upload_from_file(
+            BodyStream(source, _SMALL_BYTES),
+            size=source.size_bytes,
+            content_type=_KIND,
+            if_generation_match=0 if is_create else None,
+            checksum="crc32c",
+            retry=None,
+            timeout=self._timeout_s,
+        )
+
+    def _upload_large(self, blob: storage.Blob, source: Body, *, is_create: bool) -> None:
+        session_url = blob.create_resumable_upload_session(
+            content_type=_KIND,
+            size=source.size_bytes,
+            if_generation_match=0 if is_create else None,
+            checksum=None,  # it is not known yet, and goes with the last bytes
+            retry=_SESSION_RETRY if not is_create else None,
+            timeout=self._timeout_s,
+        )
+        http = blob.client._http  # noqa: SLF001 made by us: see ``gcs_session.connect``
+        found = send_in_session(http, session_url, source, timeout_s=self._timeout_s, goes_on=not is_create)
+        blob._set_properties(found)  # noqa: SLF001 as its own uploads do
 
     def _delete(self, key: str) -> None:
         with self._errors(key):

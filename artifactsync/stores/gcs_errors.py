@@ -122,7 +122,7 @@ def _of_status(  # noqa: PLR0911 one return for each meaning
         return CredentialsError(f"{bucket_url} wants other credentials (401)", hint=hint, url=url)
     if status == http.client.TOO_MANY_REQUESTS or (status == http.client.FORBIDDEN and _RATE_LIMITS.search(told)):
         message = f"{url}: too many requests ({status})"
-        return TransientStoreError(message, url=url, hint=BUSY_HINT, retry_after_s=_retry_after_s(error))
+        return TransientStoreError(message, url=url, hint=BUSY_HINT, retry_after_s=asked_pause_s(error))
     if status == http.client.FORBIDDEN:
         hint = "the account needs the role Storage Object User on the bucket (roles/storage.objectUser)"
         return PermissionDeniedError(f"{url}: not allowed (403)", hint=hint, url=url)
@@ -133,7 +133,7 @@ def _of_status(  # noqa: PLR0911 one return for each meaning
     if status in {http.client.REQUEST_TIMEOUT, http.client.CONFLICT, http.client.PRECONDITION_FAILED} or (
         status >= http.client.INTERNAL_SERVER_ERROR
     ):
-        retry_after_s = _retry_after_s(error)
+        retry_after_s = asked_pause_s(error)
         return _unsure(f"{url}: the server failed ({status})", url, is_create=is_create, retry_after_s=retry_after_s)
     return StoreError(f"{url}: refused ({status}): {told.rpartition(': ')[2][:200]}", url=url)
 
@@ -166,9 +166,9 @@ def _unsure(message: str, url: str, *, is_create: bool, retry_after_s: float | N
     return TransientStoreError(message, hint=BUSY_HINT, url=url, retry_after_s=retry_after_s)
 
 
-def _retry_after_s(error: api.GoogleAPICallError) -> float | None:
+def asked_pause_s(error: Exception) -> float | None:
     """Seconds that the answer's Retry-After asks for (a number or a date)."""
-    headers = getattr(error.response, "headers", None) or {}
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
     value = str(headers.get("Retry-After", "")).strip()
     if value.isdecimal():
         return float(value)

@@ -22,7 +22,6 @@ from tests.fault_proxy import Answer, BlackHole, FaultProxy, FlipDownload, FlipU
 from tests.stores.honest_gcs import HonestGcs
 
 LARGE_BYTES = 9 * 2**20 + 1
-CHUNK_BYTES = 2**20
 
 
 class TestDocumentedSemantics(StoreContract):
@@ -50,8 +49,7 @@ def proxy(server):
 
 
 @pytest.fixture
-def store(proxy, monkeypatch):
-    monkeypatch.setattr("artifactsync.stores.gcs._CHUNK_BYTES", CHUNK_BYTES)
+def store(proxy):
     store = GcsStore("bucket", storage_options={"endpoint_url": proxy.url})
     yield store
     store.close()
@@ -62,10 +60,15 @@ both_sizes = pytest.mark.parametrize("body", BODIES, ids=["small", "large"])
 
 
 class TestLargeUploads:
-    def test_they_go_in_chunks_of_one_session(self, store, proxy):
+    def test_they_go_in_two_requests_of_one_session(self, store, proxy):
         store.put("a", BODIES[1])
         chunks = proxy.seen(method="PUT", contains="upload_id")
-        assert [r.body_bytes for r in chunks] == [CHUNK_BYTES] * 9 + [1]
+        assert [r.body_bytes for r in chunks] == [LARGE_BYTES - 1, 1]
+
+    @pytest.mark.parametrize("size_bytes", [8 * 2**20 + 1, 9 * 2**20, 9 * 2**20 + 256 * 2**10 - 1])
+    def test_of_any_length(self, store, server, size_bytes):
+        store.put("a", PatternBody(size_bytes, seed=3))
+        assert server.objects["a"][0] == PatternBody(size_bytes, seed=3).read()
 
     def test_one_winner_of_a_race(self, store, server):
         server.checks_at_start = False  # all get their session: the end decides
@@ -82,17 +85,61 @@ class TestLargeUploads:
         assert len(winners) == 1
         assert server.objects["race"][0] == PatternBody(LARGE_BYTES, seed=winners[0]).read()
 
-    def test_a_broken_chunk_goes_on_within_the_session(self, store, server, proxy):
-        proxy.add(ResetUpload(CHUNK_BYTES // 2), method="PUT", contains="upload_id", skip=3, times=1)
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_a_broken_one_goes_on_from_what_the_service_has(self, store, server, proxy, times):
+        proxy.add(ResetUpload(3 * 2**20 + 7), method="PUT", contains="upload_id", times=1)
+        proxy.add(ResetUpload(2**20), method="PUT", contains="upload_id", skip=2, times=times - 1)
+        store.put("a", BODIES[1])
+        assert server.objects["a"][0] == BODIES[1].read()
+        assert len(proxy.seen(method="POST")) == 1
+        *_, rest, last = [r.body_bytes for r in proxy.seen(method="PUT", contains="upload_id")]
+        assert (rest, last) == (LARGE_BYTES - 1 - (3 * 2**20 + (times - 1) * 2**20), 1)
+
+    def test_a_lost_last_answer_of_a_put_is_asked_for_again(self, store, server, proxy):
+        proxy.add(LoseAnswer(), method="PUT", contains="upload_id", skip=1, times=1)
+        store.put("a", BODIES[1])
+        assert server.objects["a"][0] == BODIES[1].read()
+        assert len(server.objects) == len(server.sessions) == 1
+
+    @pytest.mark.parametrize("status", [500, 503, 429])
+    def test_a_service_that_fails_is_asked_what_it_has(self, store, server, proxy, status):
+        proxy.add(Answer(status), method="PUT", contains="upload_id", times=2)
         store.put("a", BODIES[1])
         assert server.objects["a"][0] == BODIES[1].read()
         assert len(proxy.seen(method="POST")) == 1
 
-    def test_a_lost_last_answer_of_a_put_is_asked_for_again(self, store, server, proxy):
-        proxy.add(LoseAnswer(), method="PUT", contains="upload_id", skip=9, times=1)
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_a_session_that_is_gone_is_begun_anew(self, store, server, proxy, status):
+        proxy.add(Answer(status), method="PUT", contains="upload_id", times=1)
+        with pytest.raises(errors.TransientStoreError):
+            store.put("a", BODIES[1])
         store.put("a", BODIES[1])
         assert server.objects["a"][0] == BODIES[1].read()
-        assert len(server.objects) == len(server.sessions) == 1
+
+    def test_a_service_that_takes_nothing_is_given_up(self, store, server, proxy, monkeypatch):
+        monkeypatch.setattr("artifactsync.stores.gcs_upload._PATIENCE_S", 0.5)
+        monkeypatch.setattr("artifactsync.stores.gcs_upload._PAUSES_S", (0.01, 0.01))
+        proxy.add(Answer(308), method="PUT", contains="upload_id")
+        with pytest.raises(errors.TransientStoreError):
+            store.put("a", BODIES[1])
+        assert server.objects == {}
+
+    def test_a_body_that_changes_under_the_upload_becomes_no_object(self, store, server):
+        with pytest.raises(errors.FileChangedError):
+            store.put("a", Cut(BODIES[1]))
+        assert server.objects == {}
+
+
+class Cut:
+    """A body that finds out at its end that its file changed."""
+
+    def __init__(self, body):
+        self.size_bytes, self._body = body.size_bytes, body
+
+    def chunks(self, chunk_bytes):
+        *most, _ = self._body.chunks(chunk_bytes)
+        yield from most
+        raise errors.FileChangedError("it changed")
 
 
 class TestCreateOnly:
@@ -100,7 +147,7 @@ class TestCreateOnly:
     def test_a_lost_answer_is_unknown_and_nothing_is_sent_again(self, store, server, proxy, body):
         store.list_folders()
         proxy.forget()
-        skip = 10 if body.size_bytes > CHUNK_BYTES else 0
+        skip = 2 if body is BODIES[1] else 0
         proxy.add(LoseAnswer(), contains="upload", skip=skip)
         with pytest.raises(errors.UnknownOutcomeError):
             store.put_if_absent("a", body)
@@ -139,7 +186,7 @@ class TestDamage:
     @both_sizes
     @pytest.mark.parametrize("put", ["put", "put_if_absent"])
     def test_the_server_refuses_damaged_bytes(self, store, server, proxy, body, put):
-        is_large = body.size_bytes > CHUNK_BYTES
+        is_large = body is BODIES[1]
         proxy.add(FlipUpload(700), method="PUT" if is_large else "POST", times=1)
         with pytest.raises(errors.TransientStoreError, match="damaged on their way"):
             getattr(store, put)("a", body)

@@ -12,6 +12,7 @@ import pytest
 from artifactsync.run import Run
 from artifactsync.stores import gcs_session, open_store
 from artifactsync.stores.object import PART_BYTES
+from artifactsync.testing import FaultyStore
 from tests.fault_proxy import Answer, FaultProxy
 from tests.stores.honest_gcs import HonestGcs
 
@@ -97,10 +98,11 @@ def test_google_tokens_are_renewed_within_a_file(monkeypatch, tmp_path):
         proxy = FaultProxy(server.endpoint_url)
         tokens = Tokens(server)
         monkeypatch.setattr(gcs_session, "_credentials", lambda *_: tokens)  # plain http never gets a token otherwise
-        store = open_store("gs://bucket", {"endpoint_url": proxy.url})
+        # The tokens are of this process alone: no other one could open such a store, and send large files to it.
+        store = FaultyStore(open_store("gs://bucket", {"endpoint_url": proxy.url}))
 
         def revoke(request):
-            """The second chunk, and the second range, find their token revoked. The proxy itself does no harm."""
+            """The last bytes, and the second range, find their token revoked. The proxy itself does no harm."""
             if "upload_id" in request.query or ("alt=media" in request.query and "large.pt" in request.path):
                 revoked.append(request)
                 if len(revoked) == 2:

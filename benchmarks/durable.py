@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import report
+from benchmarks import beside, report
 from benchmarks.uploader_cost import _sink
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "
 
 
 class _PeakMemory:
-    """Most resident memory of this process while inside, above what it was, in bytes."""
+    """Most resident memory of this process, and of the one beside it, while inside, above what it was, in bytes."""
 
     def __enter__(self) -> Self:
         self._before = self.peak = _resident_bytes()
@@ -64,6 +64,7 @@ def measure() -> None:
     from artifactsync.checkpoint.snapshot import SnapshotBuffers, take_snapshot
     from artifactsync.checkpoint.write import FileWriting
     from artifactsync.stores import open_store
+    from artifactsync.transfer.courier import begin_courier
     from artifactsync.transfer.queue import UploadQueue
 
     torch.set_num_threads(1)
@@ -79,9 +80,12 @@ def measure() -> None:
                 "local remote": open_store(f"file://{folder}/remote"),
             }
             queues = {where: UploadQueue(store) for where, store in stores.items()}
+            starting = begin_courier(stores["s3 sink"])  # as in a training, which has it since its first save
+            if starting is not None:
+                starting.join()
 
             def ours(where: str) -> None:
-                writing = FileWriting(FileImage(snapshot.state), folder / "ours.pt")
+                writing = FileWriting(FileImage(snapshot.state), folder / "ours.pt", hashes_beside=True)
                 with queues[where].watching():
                     upload = queues[where].submit("run/ours.pt", folder / "ours.pt", writing=writing.source)
                     writing.run()
@@ -174,4 +178,5 @@ def _run(*command: object) -> None:
 
 
 def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return own + beside.memory_bytes("VmRSS")

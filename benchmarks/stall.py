@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import plots, report, stall_peers
+from benchmarks import beside, plots, report, stall_peers
 from benchmarks.uploader_cost import _sink
 
 if TYPE_CHECKING:
@@ -257,14 +257,9 @@ def _reset_peak() -> None:
 
 def _peak_bytes() -> int:
     """Most memory in use since the last reset; with the most that the process beside this one ever had."""
-    from artifactsync.transfer.courier import the_courier
-
-    total = 0
-    for process in ("self", the_courier().pid):
-        if process is not None:
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
-    return total
+    lines = Path("/proc/self/status").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    return own + beside.memory_bytes("VmHWM")
 
 
 if __name__ == "__main__":

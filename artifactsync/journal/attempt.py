@@ -141,6 +141,19 @@ class Attempt:
         if self._fenced:
             raise self._fenced
 
+    def look_for_later(self) -> None:
+        """Ask the journal whether a later attempt has claimed the run; ``check`` knows it from then on.
+
+        Raises:
+            ArtifactSyncError: it cannot be read.
+        """
+        with self._lock:
+            seq = self._head.record.seq + 1
+            while not self._fenced and (slot := self._log.read(seq)) is not None:
+                if self._is_anothers(slot.record):
+                    self._fenced = fenced(self._log.layout.run_name, slot.record, url=self._log.store.url)
+                seq += 1
+
     def commit(
         self,
         *,

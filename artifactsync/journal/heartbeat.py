@@ -8,6 +8,7 @@ Invariant: whether a heartbeat moves is watched on the observer's own monotonic 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from artifactsync.stores.protocol import Store
 
 INTERVAL_S = 10.0
-"""Seconds between heartbeats: 360 small requests an hour, and an observer elsewhere knows after 25 s."""
+"""Seconds between heartbeats: 720 small requests an hour, and an observer elsewhere knows after 25 s."""
 
 _PATIENCE_INTERVALS = 2.5  # one lost heartbeat is no death
 
@@ -72,10 +73,16 @@ class Heart:
         self._attempt, self._writer, self._gauge, self._interval_s = attempt, writer, gauge, interval_s
         self._count = 0
         self._stopped = threading.Event()
+        self._on_later: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._beat_until_stopped, name="artifactsync-heart", daemon=True)
 
-    def start(self) -> None:
-        """Write the first heartbeat soon, and more until ``stop``."""
+    def start(self, on_later: Callable[[], None] = lambda: None) -> None:
+        """Write the first heartbeat soon, and more until ``stop``, or until one of a later attempt is there.
+
+        Args:
+            on_later: Called then, once, on the heart's thread: this attempt is not to be taken for the living one.
+        """
+        self._on_later = on_later
         self._thread.start()
 
     def stop(self) -> None:
@@ -99,10 +106,20 @@ class Heart:
             return
 
     def _beat_until_stopped(self) -> None:
-        while True:
-            self.beat()
-            if self._stopped.wait(self._interval_s):
+        self.beat()
+        while not self._stopped.wait(self._interval_s):
+            if self._is_later_alive():
+                with contextlib.suppress(ArtifactSyncError):  # whoever asks the journal may not reach it
+                    self._on_later()
                 return
+            self.beat()
+
+    def _is_later_alive(self) -> bool:
+        try:
+            found = read_heartbeat(self._store, self._layout)
+        except ArtifactSyncError:
+            return False
+        return found is not None and found.attempt > self._attempt
 
 
 def read_heartbeat(store: Store, layout: RunLayout) -> Heartbeat | None:

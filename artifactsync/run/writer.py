@@ -271,6 +271,16 @@ class Run(SavingRun):
             orphans_age_s=orphans_age_s,
         )
 
+    def check_owned(self) -> None:
+        """Do nothing while no other process is known to have taken the run over; asks nobody.
+
+        A commit always finds out; between two, the heartbeat does, within some 20 seconds.
+
+        Raises:
+            RunFencedError: a later attempt owns the run.
+        """
+        self._writable().attempt.check()
+
     def make_way(self) -> None:
         """Give the newest checkpoint the line for itself: everything else that is on its way is given up, and fails.
 

@@ -119,7 +119,7 @@ class Writing:
         self.heart = Heart(
             self._store, self._log.layout, attempt=attempt.number, writer=attempt.writer, gauge=self._gauge
         )
-        self.heart.start()
+        self.heart.start(attempt.look_for_later)
         if launch is not None:
             self._gatherings = Gatherings(
                 attempt,

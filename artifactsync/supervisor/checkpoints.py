@@ -120,6 +120,13 @@ class Checkpoints:
         """What is on its way."""
         return [flight for flight in self._flights if not flight.pending.done()]
 
+    def check_owned(self) -> None:
+        """See whether another process is known to have taken the run over."""
+        try:
+            self._run.check_owned()
+        except RunOwnedError as error:
+            self.lost_run = error
+
     def look(self, units: Sequence[Unit], moment: Moment) -> None:
         """Publish what has become whole.
 

@@ -167,6 +167,7 @@ class Watch:
         else:
             self._mirror.settle(time.monotonic())
         if self._is_owner:
+            self._checkpoints.check_owned()
             self.bytes_per_s = self._run.status().bytes_per_s or self.bytes_per_s
         if self._checkpoints.lost_run is not None:
             self._on_lost()

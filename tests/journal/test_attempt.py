@@ -94,6 +94,21 @@ def test_a_takeover_fences_the_old_owner_for_good(log: JournalLog) -> None:
     assert [c.step for c in read_catalogue(log).checkpoints] == [10, 30]
 
 
+def test_an_owner_that_asks_learns_of_a_takeover_without_a_commit(log: JournalLog) -> None:
+    old = claim(log, writer=ME)
+    commit(old, 1)
+    old.look_for_later()
+    old.check()
+    new = claim(log, writer=ME, takeover=True)
+    commit(new, 2)
+    old.check()  # it asks nobody
+    old.look_for_later()
+    with pytest.raises(RunFencedError, match="attempt 2"):
+        old.check()
+    new.look_for_later()
+    new.check()
+
+
 def test_a_commit_that_wins_the_slot_before_a_claim_is_kept(log: JournalLog, store: Store) -> None:
     old = claim(log, writer=DEAD)
 

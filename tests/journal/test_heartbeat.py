@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from artifactsync.errors import RemoteUnreachableError
 from artifactsync.journal.heartbeat import Heart, is_alive, read_heartbeat
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.naming.layout import RunLayout
@@ -95,3 +97,34 @@ def test_the_thread_beats_until_stopped(store: Store) -> None:
     last = store.get(LAYOUT.heartbeat)
     assert json.loads(last)["count"] >= 3
     assert store.get(LAYOUT.heartbeat) == last
+
+
+def test_it_stops_when_a_later_attempt_is_alive_and_says_so_once(store: Store) -> None:
+    told = threading.Event()
+    old = heart(store, interval_s=0.01)
+    heart(store, attempt=1).beat()  # its own
+    old.start(told.set)
+    assert not told.wait(0.1)
+    later = heart(store, attempt=2)
+    while not told.wait(0.01):
+        later.beat()
+    later.beat()
+    old.stop()
+    beat = read_heartbeat(store, LAYOUT)
+    assert beat
+    assert beat.attempt == 2
+
+
+def test_what_the_journal_cannot_tell_does_not_hurt(store: Store) -> None:
+    asked = threading.Event()
+
+    def fail() -> None:
+        asked.set()
+        raise RemoteUnreachableError("no route", url=store.url)
+
+    heart(store, attempt=2).beat()
+    old = heart(store, interval_s=0.01)
+    old.start(fail)
+    while not asked.wait(0.01):
+        heart(store, attempt=2).beat()
+    old.stop()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.supervisor.conftest import ended
 
@@ -149,3 +152,21 @@ def test_a_file_whose_name_no_run_can_have_is_not_called_durable(machine):
     assert "'b\\n-2.pt' can be no file of a run by this name, and is NOT sent" in err
     assert "durable: checkpoint a-1 (step 1) and 1 other file; NOT durable: 1 other file" in err
     machine.run("os.remove('b\\n-2.pt')")
+
+
+@pytest.mark.crash
+def test_a_rival_elsewhere_ends_a_command_that_never_saves(machines):
+    """Else it would go on for as long as it takes to its next checkpoint, beside the one that took the run over."""
+    first, second = machines(), machines()
+    old = first.start("print('up', flush=True); time.sleep(300)")
+    assert old.stdout.readline() == "up\n"
+    new = second.start("print('up', flush=True); time.sleep(300)", "--takeover")
+    assert new.stdout.readline() == "up\n"
+    taken_at = time.monotonic()
+    _, err = ended(old, 5)
+    assert "now belongs to attempt 2" in err
+    print(f"\na command whose run was taken over was ended {time.monotonic() - taken_at:.0f} s later")
+    _, err = ended(machines().start("print('never')"), 5)  # the second one is known to be alive
+    assert "attempt 2" in err
+    new.send_signal(signal.SIGTERM)
+    ended(new, None)

@@ -10,11 +10,14 @@ from artifactsync.journal.log import JournalLog, Slot, SlotTakenError, seq_of
 from artifactsync.journal.record import Kind, seal
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.stores.retry import RetryStore
+from artifactsync.stores.s3 import _folders_passed_over
 from artifactsync.testing import Fault, FaultyStore
 from tests.journal.conftest import IMPATIENT
 
 if TYPE_CHECKING:
-    from artifactsync.stores.protocol import Store
+    from collections.abc import Iterator
+
+    from artifactsync.stores.protocol import ObjectInfo, Store
 
 ME = WriterIdentity.of_this_process()
 
@@ -70,6 +73,24 @@ def test_the_head_is_found_in_three_requests_however_long_the_journal(store: Sto
     assert head
     assert head.record.seq == 40
     assert counting.calls.total() <= 3
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 40])
+def test_a_store_that_lists_folder_by_folder_is_asked_for_one_listing_too(store: Store, length: int) -> None:
+    class Listed(FaultyStore):
+        """Notes where listings begin."""
+
+        def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+            asked.append((prefix, start_after))
+            return super().list(prefix, start_after=start_after)
+
+    asked: list[tuple[str, str]] = []
+    grow(JournalLog(store, "demo"), length)
+    JournalLog(store, "demo").advise(length)
+    head = JournalLog(Listed(store), "demo").find_head()
+    assert head
+    assert head.record.seq == length
+    assert [_folders_passed_over(*each) for each in asked] == [[]]
 
 
 @pytest.mark.parametrize(

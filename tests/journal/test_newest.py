@@ -12,7 +12,7 @@ from artifactsync.journal.catalogue import CheckpointFile
 from artifactsync.journal.log import JournalLog, Slot, read_catalogue
 from artifactsync.journal.newest import latest_of, totals_of
 from artifactsync.journal.record import Kind, Record, seal
-from artifactsync.journal.runs import list_runs
+from artifactsync.journal.runs import list_runs, summarise_runs
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.testing import FaultyStore
 from tests.journal.conftest import IMPATIENT
@@ -147,6 +147,8 @@ def test_ls_lists_names_and_reads_three_small_objects_of_each_run(store: Store) 
     assert runs["run0"].bytes == 28  # 1 + 2 + ... + 7
     assert {run.state for run in runs.values()} == {"preempted", "unknown"}
     assert counting.calls == {"list_folders": 1, "get": 15}
+    for at_a_time in (1, 2):  # on the caller's thread where the store is near
+        assert summarise_runs(store, sorted(runs), at_a_time=at_a_time) == [runs[name] for name in sorted(runs)]
 
 
 POINTERS = {

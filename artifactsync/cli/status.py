@@ -40,6 +40,8 @@ def command(session: Session, run: str) -> None:
         session.screen.json(run_status.to_json())
     else:
         session.screen.text(status_text(run_status))
+        if note := ending_note(run_status):
+            session.screen.note(note)
 
 
 def status_text(run_status: RunStatus) -> str:
@@ -60,6 +62,14 @@ def status_text(run_status: RunStatus) -> str:
         lines.append(("last error", run_status.last_error))
     width = max(display_width(title) for title, _ in lines)
     return "\n".join(f"{title:<{width}}  {printable(value)}" for title, value in lines)
+
+
+def ending_note(run_status: RunStatus) -> str:
+    """What a person may wonder at when a run has neither an end nor a writer; empty otherwise."""
+    if run_status.state != "unknown" or not run_status.attempt:
+        return ""
+    goes_on = "" if run_status.durable_step is None else f" after step {run_status.durable_step:,}"
+    return f"nobody wrote down how it ended, as after kill -9; opened by its name it goes on{goes_on}"
 
 
 def _alive(run_status: RunStatus) -> str:

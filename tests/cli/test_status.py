@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +45,24 @@ def test_a_live_run_is_alive(artifactsync: Command, local: Remote, tmp_path: Pat
             "state         running, alive",
             "attempt       1",
         ]
+
+
+def test_a_run_without_an_end_says_that_it_can_go_on(artifactsync: Command, local: Remote, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from artifactsync import Run\n"
+        f"run = Run('lost', remote={local.url!r}, local_root={str(tmp_path)!r})\n"
+        "(run.local_dir / 'f').write_text('1')\n"
+        "run.save_files({'f': run.local_dir / 'f'}, step=1200).result()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], check=False, env={**os.environ, **local.environ})
+    assert killed.returncode == -signal.SIGKILL
+    artifactsync.environ.update(local.environ)
+    done = artifactsync("status", "lost")
+    assert done.out.splitlines()[1] == "state         unknown, not alive"
+    assert done.err == (
+        "nobody wrote down how it ended, as after kill -9; opened by its name it goes on after step 1,200\n"
+    )
 
 
 def test_the_text_of_a_run_that_lags() -> None:

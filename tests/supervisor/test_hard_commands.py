@@ -167,6 +167,10 @@ STOPPED = """
 """
 
 
+AT_ONCE_S = 1.0
+"""A command that has saved by then has lost none of the time to itself."""
+
+
 class Stopped(NamedTuple):
     is_durable: bool
     """Whether the last checkpoint is."""
@@ -174,6 +178,8 @@ class Stopped(NamedTuple):
     """From the signal to the exit."""
     saved_s: float
     """From the signal to the command's last write."""
+    is_killed: bool
+    """Whether the command had not ended in its share of the time."""
 
 
 def stopped(machine, s3, *, size: int, other: int, grace_s: float) -> Stopped:
@@ -195,10 +201,12 @@ def stopped(machine, s3, *, size: int, other: int, grace_s: float) -> Stopped:
     is_durable = latest.step == 2
     assert is_durable == ("NOT durable: checkpoint ckpt/step-2.pt" not in line), line
     stored = {a.path for a in machine.view().artifacts() if a.path.startswith("big")}
-    own = 137 if "has not ended by itself" in err else 0  # a machine that is too busy for the command's own handler
+    is_killed = "has not ended by itself" in err
+    assert not (is_killed and saved_s < AT_ONCE_S), "it has three seconds at least"
+    own = 137 if is_killed else 0  # a machine that is too busy for the command's own handler
     assert process.returncode == (own if is_durable and len(stored) == 20 else 7), line
     assert machine.view().status().state == "preempted"
-    return Stopped(is_durable, took_s, saved_s)
+    return Stopped(is_durable, took_s, saved_s, is_killed)
 
 
 def behind(machines, s3, fault_proxy, bytes_per_s: float):
@@ -209,16 +217,16 @@ def behind(machines, s3, fault_proxy, bytes_per_s: float):
 
 def test_the_newest_checkpoint_goes_first_when_time_is_short(machines, s3, fault_proxy):
     machine = behind(machines, s3, fault_proxy, 1_000_000)
-    is_durable, took_s, _ = stopped(machine, s3, size=1_500_000, other=500_000, grace_s=8)
-    assert is_durable
-    assert took_s < 9
+    end = stopped(machine, s3, size=1_500_000, other=500_000, grace_s=8)
+    assert end.is_durable
+    assert end.took_s < 9
 
 
 def test_what_cannot_be_sent_in_time_is_said(machines, s3, fault_proxy):
     machine = behind(machines, s3, fault_proxy, 400_000)
-    is_durable, took_s, _ = stopped(machine, s3, size=2_500_000, other=1000, grace_s=3)
-    assert not is_durable
-    assert took_s < 4
+    end = stopped(machine, s3, size=2_500_000, other=1000, grace_s=3)
+    assert not end.is_durable
+    assert end.took_s < 4
 
 
 @pytest.mark.crash
@@ -234,8 +242,8 @@ def test_stopped_five_times_at_once_on_throttled_lines(machines, s3, fault_proxy
             for machine, share in zip(places, shares, strict=True)
         ]
         ends = [job.result() for job in jobs]
-    # The time that counts begins when the command has written its checkpoint.
-    left_s = [grace_s - end.saved_s for end in ends]
+    # The time that counts is all of it, unless a busy machine kept the command from writing its checkpoint at once.
+    left_s = [grace_s if end.saved_s < AT_ONCE_S else grace_s - end.saved_s for end in ends]
     is_possible = [share * grace_s <= 0.8 * left for share, left in zip(shares, left_s, strict=True)]
     lost = [end for end, possible in zip(ends, is_possible, strict=True) if possible and not end.is_durable]
     longest_s = max(end.took_s for end in ends) - grace_s
@@ -243,7 +251,7 @@ def test_stopped_five_times_at_once_on_throttled_lines(machines, s3, fault_proxy
         f"\npart {part}: 5 stops with 30 s on lines of 1 MB/s: latest exit {longest_s:+.1f} s after the grace, "
         f"{sum(is_possible) - len(lost)} of {sum(is_possible)} checkpoints of at most 0.8 x bandwidth x time durable, "
         f"{sum(end.is_durable for end in ends)} of all 5, 0 false lines; saved after "
-        f"{max(end.saved_s for end in ends):.1f} s at most"
+        f"{max(end.saved_s for end in ends):.1f} s at most, {sum(end.is_killed for end in ends)} killed"
     )
     assert longest_s < 0.5, ends
     assert not lost, list(zip(shares, ends, strict=True))

@@ -4,8 +4,9 @@ Owns: the requests of a session after its beginning. Does not own: the beginning
 (``gcs_errors``).
 
 All but the last 256 KiB at most go with one request, and those with a second one, which carries the CRC32C of the
-whole. Google's client sends chunk by chunk, each from memory: large chunks take memory, and small ones a round trip
-each and, where a server joins them by copying (fake-gcs-server), time that grows with the square of the length.
+whole; up to 16 MiB all goes with one. Google's client sends chunk by chunk, each from memory: large chunks take memory,
+and small ones a round trip each and, where a server joins them by copying (fake-gcs-server), time that grows with the
+square of the length.
 
 Invariants: the last byte is sent after the body has ended well, and with the checksum of all, so the service refuses
 bytes that were damaged on their way. After a break it is asked what it has, and never sent a byte that it confirmed.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES = 4 * 2**20  # two are in memory
 _QUANTUM_BYTES = 256 * 2**10  # a request that is not the last one has a multiple of it
+_WHOLE_BYTES = 16 * 2**20  # up to so many go with one request, from memory: a second one would take longer than they do
 _PATIENCE_S = 20.0  # of a session that does not get on; then the whole is for ``RetryStore`` to try again
 _PAUSES_S = (0.3, 5.0)  # the first, and the longest
 _FINE = (200, 201)
@@ -97,7 +99,7 @@ class _Session:
 
     def _send_from(self, start: int) -> dict[str, Any] | int:
         """Send what comes next; what the service says of the object, or how much it has."""
-        last = (self._size_bytes - 1) // _QUANTUM_BYTES * _QUANTUM_BYTES
+        last = (self._size_bytes - 1) // _QUANTUM_BYTES * _QUANTUM_BYTES if self._size_bytes > _WHOLE_BYTES else 0
         if start < last:
             return self._put(start, last, f"bytes {start}-{last - 1}/*", {})
         size_bytes = self._size_bytes

@@ -21,7 +21,7 @@ from artifactsync.testing.store_contract import PatternBody
 from tests.fault_proxy import Answer, BlackHole, FaultProxy, FlipDownload, FlipUpload, LoseAnswer, ResetUpload, Truncate
 from tests.stores.honest_gcs import HonestGcs
 
-LARGE_BYTES = 9 * 2**20 + 1
+LARGE_BYTES = 17 * 2**20 + 1
 
 
 class TestDocumentedSemantics(StoreContract):
@@ -65,7 +65,7 @@ class TestLargeUploads:
         chunks = proxy.seen(method="PUT", contains="upload_id")
         assert [r.body_bytes for r in chunks] == [LARGE_BYTES - 1, 1]
 
-    @pytest.mark.parametrize("size_bytes", [8 * 2**20 + 1, 9 * 2**20, 9 * 2**20 + 256 * 2**10 - 1])
+    @pytest.mark.parametrize("size_bytes", [8 * 2**20 + 1, 16 * 2**20, 16 * 2**20 + 1, 17 * 2**20, 17 * 2**20 - 1])
     def test_of_any_length(self, store, server, size_bytes):
         store.put("a", PatternBody(size_bytes, seed=3))
         assert server.objects["a"][0] == PatternBody(size_bytes, seed=3).read()
@@ -84,6 +84,13 @@ class TestLargeUploads:
             winners = [seed for seed in pool.map(race, range(4)) if seed is not None]
         assert len(winners) == 1
         assert server.objects["race"][0] == PatternBody(LARGE_BYTES, seed=winners[0]).read()
+
+    def test_up_to_16_mib_go_with_one(self, store, server, proxy):
+        body = PatternBody(9 * 2**20, seed=4)
+        proxy.add(ResetUpload(3 * 2**20), method="PUT", contains="upload_id", times=1)
+        store.put("a", body)
+        assert server.objects["a"][0] == body.read()
+        assert [r.body_bytes for r in proxy.seen(method="PUT", contains="upload_id")][1:] == [0, 6 * 2**20]
 
     @pytest.mark.parametrize("times", [1, 2])
     def test_a_broken_one_goes_on_from_what_the_service_has(self, store, server, proxy, times):

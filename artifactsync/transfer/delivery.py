@@ -11,7 +11,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from artifactsync.errors import AlreadyExistsError, ArtifactSyncError, RemoteUnreachableError, UploadError
+from artifactsync.errors import (
+    AccessError,
+    AlreadyExistsError,
+    ArtifactSyncError,
+    ConfigurationError,
+    RemoteUnreachableError,
+    UploadError,
+)
 from artifactsync.stores.origin import origin_of
 from artifactsync.transfer.failures import release_frames
 from artifactsync.transfer.hashing import FileBody
@@ -113,10 +120,11 @@ class Delivery:
 
     def _send(self, upload: Upload, source: str | int, on_read: Callable[[int], None]) -> UploadedFile:
         store = self._remote.store()
-        origin = origin_of(store) if self._courier is not None and upload.size_bytes >= COURIER_BYTES else None
-        if self._courier is not None and origin is not None:
-            if self._courier.is_ready:
-                return self._courier.put(
+        courier = self._courier if upload.size_bytes >= COURIER_BYTES else None
+        origin = origin_of(store) if courier is not None else None
+        if courier is not None and origin is not None and courier.is_ready:
+            try:
+                return courier.put(
                     origin,
                     upload.key,
                     upload.writing or source,
@@ -126,8 +134,12 @@ class Delivery:
                     on_read=on_read,
                     hold=lambda job: setattr(upload, "body", job),
                 )
-            if not self._politeness.is_watched:  # else nobody trains meanwhile
-                self._courier.begin(origin, polite=self._politeness.is_possible)
+            except (AccessError, ConfigurationError):
+                # What this process was given after it began (credentials made in code, a login) may not reach another.
+                self._courier = None
+                upload.moved_bytes = 0
+        elif courier is not None and origin is not None and not self._politeness.is_watched:  # else nobody trains
+            courier.begin(origin, polite=self._politeness.is_possible)
         with _body(upload, source, on_read) as body:
             upload.body = body
             return send_file(store, upload.key, body, overwrite=upload.overwrite)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -286,6 +287,22 @@ def test_it_sees_the_clouds_variables_as_they_were_when_the_store_was_opened(cou
     )
     assert sent.sha256 == SHA256
     assert store.get("x.pt") == DATA
+
+
+def test_credentials_that_this_process_alone_has(courier, s3, file, monkeypatch):
+    """The courier is refused, and the upload goes from here, as do those after it."""
+    store = open_store(s3.fresh_url(), s3.storage_options)
+    stranger = replace(origin_of(store), options={**origin_of(store).options, "secret": "not this one"})
+    store.origin = stranger
+    thread = courier.begin(stranger, polite=False)
+    thread.join(SOON_S)
+    keys = sends(courier, monkeypatch)
+    with UploadQueue(store) as queue:
+        assert queue.submit("x.pt", file).result(SOON_S).sha256 == SHA256
+        queue.submit("y.pt", file).result(SOON_S)
+        assert queue.status().uploaded_bytes == 2 * len(DATA)
+    assert keys == ["x.pt"]
+    assert store.get("y.pt") == DATA
 
 
 def test_what_no_other_process_could_open_has_no_origin(tmp_path):

@@ -135,7 +135,7 @@ class SlurmCluster:
 
     def start_at_once(self, job):
         """A requeued job is held back for two minutes."""
-        self._wait(lambda: self.state(job) == "PENDING", f"job {job} to be in the queue")
+        self.wait_for_state(job, "PENDING")  # it may take all of KillWait to end first
         self.command(
             "scontrol", "update", f"jobid={job}", "StartTime=now+3"
         )  # a node starts no job in the second in which it ended it

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _STALLED_S = 20.0  # no byte moved for this long: do not be polite
 _STARVED_SHARE = 0.2  # a polite thread waited for a core for this share of the time: do not be polite
 _TOO_LITTLE = 0.1  # the process beside this one wanted to run for longer than this share, and ran for less
+_LOOK_S = 0.9  # not more often than so
 _IMPOLITE_S = 60.0  # for this long, then try again
 
 
@@ -52,6 +53,7 @@ class Politeness:
         self._watchers = 0
         self._run_delay = RunDelay()
         self._courier_share = ProcessShare()
+        self._was_applied = False
         self._last_look_s = clock.monotonic()
         self._polite_again_s = self._last_look_s
 
@@ -78,10 +80,11 @@ class Politeness:
         if not is_running:
             self._meter.last_moved_s = now
         passed_s = max(now - self._last_look_s, 0.1)
+        if passed_s < _LOOK_S and self._was_applied:  # each look takes training's interpreter lock some dozen times
+            return
         is_starved = self._run_delay.longest_s() / passed_s > _STARVED_SHARE
         if self._courier is not None:
-            ran_s, waited_s = self._courier_share.since_last_s(self._courier.pid)
-            is_starved |= ran_s / passed_s < _TOO_LITTLE <= waited_s / passed_s
+            is_starved |= self._courier_share.is_too_little(self._courier.pid, _TOO_LITTLE, passed_s)
         self._last_look_s = now
         is_stalled = now - self._meter.last_moved_s > _STALLED_S
         if self._polite_again_s <= now and (is_starved or is_stalled):
@@ -89,11 +92,11 @@ class Politeness:
         self._apply()  # also for threads that came into being with their first request
 
     def _apply(self) -> None:
-        if not self.is_possible:
-            return
         with self._setting:
+            self._was_applied = True
             is_starved = self._clock.monotonic() < self._polite_again_s
             is_polite = not self.is_watched and not is_starved
-            runtime.set_runtime_priority(polite=is_polite)
+            if self.is_possible:
+                runtime.set_runtime_priority(polite=is_polite)
             if self._courier is not None:
-                self._courier.set_polite(polite=is_polite)
+                self._courier.set_polite(polite=is_polite, lowers=self.is_possible)

@@ -41,31 +41,44 @@ class RunDelay:
 
 
 class ProcessShare:
-    """How long the threads of a process have run, and how long the unluckiest of them waited for a core."""
+    """Whether a process gets the processor that it wants."""
 
     def __init__(self) -> None:
-        self._last_ns: dict[int, tuple[int, int]] = {}
+        self._last_cpu_s = 0.0
+        self._last_waited_ns: dict[int, int] = {}
 
-    def since_last_s(self, pid: int | None) -> tuple[float, float]:
-        """How much since the last call.
+    def is_too_little(self, pid: int | None, share: float, passed_s: float) -> bool:
+        """Whether it ran for less than a share of a core since the last call, and a thread of it waited for longer.
 
-        Returns:
-            Seconds that all threads ran, together, and the longest that one waited although it had work; 0 and 0 where
-            there is no such process, or the system does not say. Source: as ``RunDelay``.
+        Its threads are looked at only if it ran for less: that takes several calls of the system for each.
+
+        Args:
+            pid: The process; None for none.
+            share: Of one core.
+            passed_s: Seconds since the last call.
         """
-        now_ns: dict[int, tuple[int, int]] = {}
+        ran_s = self._ran_s(pid)
+        if ran_s >= share * passed_s:
+            self._last_waited_ns.clear()
+            return False
+        now_ns: dict[int, int] = {}
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{pid}/task").iterdir() if pid is not None else ():
                 with contextlib.suppress(OSError, ValueError, IndexError):
-                    ran, waited, *_ = (task / "schedstat").read_text().split()
-                    now_ns[int(task.name)] = int(ran), int(waited)
-        grown = [
-            (ran - self._last_ns[thread_id][0], waited - self._last_ns[thread_id][1])
-            for thread_id, (ran, waited) in now_ns.items()
-            if thread_id in self._last_ns
-        ]
-        self._last_ns = now_ns
-        return sum(ran for ran, _ in grown) / 1e9, max((waited for _, waited in grown), default=0) / 1e9
+                    now_ns[int(task.name)] = int((task / "schedstat").read_text().split()[1])
+        last_ns, self._last_waited_ns = self._last_waited_ns, now_ns
+        waited_ns = [total - last_ns[thread_id] for thread_id, total in now_ns.items() if thread_id in last_ns]
+        return max(waited_ns, default=0) / 1e9 > share * passed_s
+
+    def _ran_s(self, pid: int | None) -> float:
+        """Seconds that all its threads ran since the last call. Source: man7.org, proc_pid_stat.5, read 2026-11."""
+        cpu_s = 0.0
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if pid is not None:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        last_s, self._last_cpu_s = self._last_cpu_s, cpu_s
+        return cpu_s - last_s
 
 
 def can_be_raised() -> bool:

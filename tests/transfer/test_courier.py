@@ -343,15 +343,27 @@ def test_many_at_a_time(courier, remote, tmp_path, monkeypatch):
 def test_it_gives_way_and_does_not_while_somebody_waits(courier, tmp_path):
     begin(courier, open_store(tmp_path / "remote"))
 
-    def policies():
-        return {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{courier.pid}/task").iterdir()}
+    def threads(ask):
+        return {ask(int(task.name)) for task in Path(f"/proc/{courier.pid}/task").iterdir()}
 
+    def cores():
+        return set().union(*threads(lambda thread: frozenset(os.sched_getaffinity(thread))))
+
+    allowed = os.sched_getaffinity(0)
+    assert len(allowed) > 1, "one core cannot show it"
     courier.set_polite(polite=True)
-    assert policies() == {os.SCHED_IDLE}
+    assert threads(os.sched_getscheduler) == {os.SCHED_IDLE}
+    assert len(cores()) == len(allowed) - 1, "the core of this thread is left alone"
     with courier.hurried():
-        assert policies() == {os.SCHED_OTHER}
+        assert threads(os.sched_getscheduler) == {os.SCHED_OTHER}
+        assert cores() == allowed
         courier.set_polite(polite=True)  # the uploader does not know who waits
-        assert policies() == {os.SCHED_OTHER}
+        assert threads(os.sched_getscheduler) == {os.SCHED_OTHER}
+    courier.set_polite(polite=False)
+    assert cores() == allowed
+    courier.set_polite(polite=True, lowers=False)  # a container without CAP_SYS_NICE
+    assert threads(os.sched_getscheduler) == {os.SCHED_OTHER}
+    assert len(cores()) == len(allowed) - 1
 
 
 def test_threads_of_this_process_may_use_it_at_once(courier, tmp_path):

@@ -62,6 +62,9 @@ class Courier:
         self._is_starting = False
         self._ends = 0
         self._hurries = 0
+        self._told: tuple[int, bool, bool] = (0, False, False)
+        self._kept_off: tuple[int, int | None] = (0, None)
+        self._is_polite = True
         self._pid = os.getpid()
 
     @property
@@ -155,20 +158,40 @@ class Courier:
         """
         return FileHash(self._hand_over(wire.Hash(size_bytes), fd), size_bytes)
 
-    def set_polite(self, *, polite: bool) -> None:
-        """Let every thread of the process take only what nobody else wants, or its full share again.
+    def set_polite(self, *, polite: bool, lowers: bool = True) -> None:
+        """Let the process keep out of the training's way, or give it its full share again.
 
         It has its full share while somebody waits for it (``hurried``), whatever is said here.
+
+        Args:
+            polite: Out of the way: off the core that the training's main thread runs on, and there only what nobody
+                else wants.
+            lowers: Whether its threads may be made idle-class, as they can be raised again.
         """
         pid = self.pid
-        if pid is None or not hasattr(os, "SCHED_IDLE") or (polite and self._hurries):
+        if pid is None or (polite and self._hurries):
             return
+        self._is_polite = polite
+        self._keep_off(pid, _training_cpu() if polite else None)
+        if not lowers or not hasattr(os, "SCHED_IDLE") or self._told == (pid, polite, True):
+            return  # its threads have the class of those that started them
+        # Said twice: a thread that was just being started may have been missed.
+        self._told = (pid, polite, self._told[:2] == (pid, polite))
         wanted = os.SCHED_IDLE if polite else os.SCHED_OTHER
-        with contextlib.suppress(OSError):  # it is gone, or may not be raised
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                with contextlib.suppress(OSError, ValueError):
-                    if os.sched_getscheduler(int(task.name)) != wanted:
-                        os.sched_setscheduler(int(task.name), wanted, os.sched_param(0))
+        for thread_id in _threads(pid):
+            with contextlib.suppress(OSError):  # it is gone, or may not be raised
+                if os.sched_getscheduler(thread_id) != wanted:
+                    os.sched_setscheduler(thread_id, wanted, os.sched_param(0))
+
+    def _keep_off(self, pid: int, cpu: int | None) -> None:
+        """Run everywhere but on one core. An idle thread there would get a tick of it now and then: 4 ms at 250 Hz."""
+        if self._kept_off == (pid, cpu) or not hasattr(os, "sched_setaffinity"):
+            return
+        self._kept_off = (pid, cpu)
+        allowed = os.sched_getaffinity(0)
+        for thread_id in _threads(pid):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(thread_id, allowed - {cpu} or allowed)
 
     @contextlib.contextmanager
     def hurried(self) -> Iterator[None]:
@@ -243,6 +266,8 @@ class Courier:
         ours, theirs = wire.pair()
         with self._lock:
             control, process = self._control, self._process
+        if process is not None and self._is_polite and not self._hurries:
+            self._keep_off(process.pid, _training_cpu())
         is_said = False
         with theirs, contextlib.suppress(OSError):
             if control is not None and process is not None:
@@ -389,6 +414,24 @@ def can_be() -> bool:
     if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
         return False  # a program with Python inside: started again it would be that program again
     return os.environ.get("ARTIFACTSYNC_COURIER", "1") != "0"
+
+
+def _threads(pid: int) -> list[int]:
+    """The kernel's ids of a process's threads; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - names are all that is wanted
+    return []
+
+
+def _training_cpu() -> int | None:
+    """The core that this process's main thread runs on, or ran on last.
+
+    Source: man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 39, read 2026-11.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        main = threading.main_thread().native_id
+        return int(Path(f"/proc/self/task/{main}/stat").read_text().rpartition(")")[2].split()[36])
+    return None
 
 
 def begin_courier(store: Store) -> threading.Thread | None:

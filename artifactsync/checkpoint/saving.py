@@ -24,6 +24,7 @@ from artifactsync.checkpoint.write import FileWriting, WrittenFile, point_latest
 from artifactsync.errors import ConfigurationError
 from artifactsync.journal.pending import SupersededError
 from artifactsync.run import LocalFile
+from artifactsync.transfer.cores import keep_off_training
 from artifactsync.transfer.courier import the_courier
 from artifactsync.transfer.failures import release_frames
 
@@ -190,6 +191,7 @@ class StateSaver:
 
     def _land(self, snapshot: Snapshot, flight: Flight, link: Path) -> None:
         try:
+            keep_off_training(threading.get_native_id())
             snapshot.wait()
             self._write(snapshot, flight, link)
         except BaseException as error:  # noqa: BLE001  (the pending checkpoint carries it)

@@ -21,6 +21,7 @@ from artifactsync.stores.origin import origin_of
 from artifactsync.stores.prefix import PrefixStore
 from artifactsync.testing import FaultyStore
 from artifactsync.transfer.being_written import FileBeingWritten
+from artifactsync.transfer.cores import allow_cores, keep_off_training
 from artifactsync.transfer.courier import Courier
 from artifactsync.transfer.courier import courier as courier_module
 from artifactsync.transfer.delivery import COURIER_BYTES
@@ -384,3 +385,24 @@ def test_threads_of_this_process_may_use_it_at_once(courier, tmp_path):
     for thread in threads:
         thread.join(SOON_S)
     assert found == [SHA256] * 6
+
+
+def test_a_thread_that_is_kept_off_the_trainings_core():
+    seen = []
+
+    def work():
+        keep_off_training(threading.get_native_id())
+        seen.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(SOON_S)
+    allowed = os.sched_getaffinity(0)
+    assert len(seen[0]) == len(allowed) - 1
+    assert seen[0] < allowed
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        allow_cores([threading.get_native_id()], but=min(allowed))
+        assert os.sched_getaffinity(0) == {min(allowed)}, "the only one there is"
+    finally:
+        os.sched_setaffinity(0, allowed)

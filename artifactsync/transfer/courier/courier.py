@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from artifactsync.errors import TransientStoreError, UploadError
 from artifactsync.stores.origin import origin_of
+from artifactsync.transfer.cores import allow_cores, training_core
 from artifactsync.transfer.courier import wire
 from artifactsync.transfer.courier.other import Other
 from artifactsync.transfer.hashing import FileDigest, open_file
@@ -172,7 +173,7 @@ class Courier:
         if pid is None or (polite and self._hurries):
             return
         self._is_polite = polite
-        self._keep_off(pid, _training_cpu() if polite else None)
+        self._keep_off(pid, training_core() if polite else None)
         if not lowers or not hasattr(os, "SCHED_IDLE") or self._told == (pid, polite, True):
             return  # its threads have the class of those that started them
         # Said twice: a thread that was just being started may have been missed.
@@ -185,13 +186,9 @@ class Courier:
 
     def _keep_off(self, pid: int, cpu: int | None) -> None:
         """Run everywhere but on one core. An idle thread there would get a tick of it now and then: 4 ms at 250 Hz."""
-        if self._kept_off == (pid, cpu) or not hasattr(os, "sched_setaffinity"):
-            return
-        self._kept_off = (pid, cpu)
-        allowed = os.sched_getaffinity(0)
-        for thread_id in _threads(pid):
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(thread_id, allowed - {cpu} or allowed)
+        if self._kept_off != (pid, cpu):
+            self._kept_off = (pid, cpu)
+            allow_cores(_threads(pid), but=cpu)
 
     @contextlib.contextmanager
     def hurried(self) -> Iterator[None]:
@@ -267,7 +264,7 @@ class Courier:
         with self._lock:
             control, process = self._control, self._process
         if process is not None and self._is_polite and not self._hurries:
-            self._keep_off(process.pid, _training_cpu())
+            self._keep_off(process.pid, training_core())
         is_said = False
         with theirs, contextlib.suppress(OSError):
             if control is not None and process is not None:
@@ -421,17 +418,6 @@ def _threads(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - names are all that is wanted
     return []
-
-
-def _training_cpu() -> int | None:
-    """The core that this process's main thread runs on, or ran on last.
-
-    Source: man7.org/linux/man-pages/man5/proc_pid_stat.5.html, field 39, read 2026-11.
-    """
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        main = threading.main_thread().native_id
-        return int(Path(f"/proc/self/task/{main}/stat").read_text().rpartition(")")[2].split()[36])
-    return None
 
 
 def begin_courier(store: Store) -> threading.Thread | None:

@@ -191,7 +191,7 @@ class StateSaver:
 
     def _land(self, snapshot: Snapshot, flight: Flight, link: Path) -> None:
         try:
-            keep_off_training(threading.get_native_id())
+            keep_off_training()
             snapshot.wait()
             self._write(snapshot, flight, link)
         except BaseException as error:  # noqa: BLE001  (the pending checkpoint carries it)

@@ -39,6 +39,7 @@ def allow_cores(thread_ids: Iterable[int], *, but: int | None) -> None:
             os.sched_setaffinity(thread_id, allowed - {but} or allowed)
 
 
-def keep_off_training(thread_id: int) -> None:
-    """Keep a thread of this process off the core that its main thread runs on at the moment."""
-    allow_cores([thread_id], but=training_core())
+def keep_off_training() -> None:
+    """Keep the calling thread off the core that the main thread runs on at the moment; the main thread stays free."""
+    if threading.current_thread() is not threading.main_thread():
+        allow_cores([threading.get_native_id()], but=training_core())

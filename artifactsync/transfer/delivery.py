@@ -122,6 +122,7 @@ class Delivery:
         store = self._remote.store()
         courier = self._courier if upload.size_bytes >= COURIER_BYTES else None
         origin = origin_of(store) if courier is not None else None
+        is_refused = False
         if courier is not None and origin is not None and courier.is_ready:
             try:
                 return courier.put(
@@ -135,14 +136,16 @@ class Delivery:
                     hold=lambda job: setattr(upload, "body", job),
                 )
             except (AccessError, ConfigurationError):
-                # What this process was given after it began (credentials made in code, a login) may not reach another.
-                self._courier = None
+                is_refused = True  # what this process was given in code may not have reached the other
                 upload.moved_bytes = 0
         elif courier is not None and origin is not None and not self._politeness.is_watched:  # else nobody trains
             courier.begin(origin, polite=self._politeness.is_possible)
         with _body(upload, source, on_read) as body:
             upload.body = body
-            return send_file(store, upload.key, body, overwrite=upload.overwrite)
+            sent = send_file(store, upload.key, body, overwrite=upload.overwrite)
+        if is_refused:
+            self._courier = None  # from here it could be sent
+        return sent
 
     def _failed(self, upload: Upload, error: ArtifactSyncError) -> None:
         """Try again later, or give up."""

@@ -66,6 +66,8 @@ class Politeness:
         """Somebody begins (1) or ends (-1) to wait for the uploads."""
         with self._counting:
             self._watchers += count
+        if self._courier is not None:
+            self._courier.hurry(count)  # it is one for all queues of the process, and counts who waits
         self._apply()
 
     def look(self, *, is_running: bool) -> None:
@@ -95,8 +97,7 @@ class Politeness:
         with self._setting:
             self._was_applied = True
             is_starved = self._clock.monotonic() < self._polite_again_s
-            is_polite = not self.is_watched and not is_starved
             if self.is_possible:
-                runtime.set_runtime_priority(polite=is_polite)
+                runtime.set_runtime_priority(polite=not self.is_watched and not is_starved)
             if self._courier is not None:
-                self._courier.set_polite(polite=is_polite, lowers=self.is_possible)
+                self._courier.set_polite(polite=not is_starved, lowers=self.is_possible)

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from artifactsync.errors import AlreadyExistsError, FileChangedError, TransientStoreError, UploadError
+from artifactsync.errors import AlreadyExistsError, CredentialsError, FileChangedError, TransientStoreError, UploadError
 from artifactsync.stores import open_store
 from artifactsync.stores.origin import origin_of
 from artifactsync.stores.prefix import PrefixStore
@@ -306,6 +306,32 @@ def test_credentials_that_this_process_alone_has(courier, s3, file, monkeypatch)
     assert store.get("y.pt") == DATA
 
 
+def test_a_refusal_that_passes_is_no_reason_to_do_without(courier, s3, file, monkeypatch):
+    """A token that has expired, for both processes, and is renewed."""
+    store = open_store(s3.fresh_url(), s3.storage_options)
+    begin(courier, store)
+    put, refusals = courier.put, []
+
+    def refuse(*args, **options):
+        if not refusals:
+            refusals.append(1)
+            raise CredentialsError("expired")
+        return put(*args, **options)
+
+    monkeypatch.setattr(courier, "put", refuse)
+    gone = FaultyStore(store, on_call=lambda call: _expired(call, refusals))
+    gone.origin = store.origin
+    with UploadQueue(gone, patience=Patience(base_delay_s=0.01)) as queue:
+        assert queue.submit("x.pt", file).result(SOON_S).sha256 == SHA256
+    assert refusals == [1, 2], "the second try went to the courier again"
+
+
+def _expired(call, refusals):
+    if call.operation == "put":
+        refusals.append(2)
+        raise CredentialsError("expired")
+
+
 def test_what_no_other_process_could_open_has_no_origin(tmp_path):
     assert origin_of(open_store("memory://x")) is None
     assert origin_of(FaultyStore(open_store(tmp_path))) is None
@@ -352,18 +378,23 @@ def test_it_gives_way_and_does_not_while_somebody_waits(courier, tmp_path):
 
     allowed = os.sched_getaffinity(0)
     assert len(allowed) > 1, "one core cannot show it"
-    courier.set_polite(polite=True)
+    courier.set_polite(polite=True, lowers=True)
     assert threads(os.sched_getscheduler) == {os.SCHED_IDLE}
     assert len(cores()) == len(allowed) - 1, "the core of this thread is left alone"
     with courier.hurried():
         assert threads(os.sched_getscheduler) == {os.SCHED_OTHER}
         assert cores() == allowed
-        courier.set_polite(polite=True)  # the uploader does not know who waits
+        courier.set_polite(polite=True, lowers=True)  # another uploader of this process does not know who waits
         assert threads(os.sched_getscheduler) == {os.SCHED_OTHER}
-    courier.set_polite(polite=False)
+    assert threads(os.sched_getscheduler) == {os.SCHED_IDLE}
+    assert len(cores()) == len(allowed) - 1
+    courier.set_polite(polite=False, lowers=True)
     assert cores() == allowed
     courier.set_polite(polite=True, lowers=False)  # a container without CAP_SYS_NICE
     assert threads(os.sched_getscheduler) == {os.SCHED_OTHER}
+    assert len(cores()) == len(allowed) - 1
+    with courier.hurried():
+        assert cores() == allowed
     assert len(cores()) == len(allowed) - 1
 
 
@@ -391,13 +422,15 @@ def test_a_thread_that_is_kept_off_the_trainings_core():
     seen = []
 
     def work():
-        keep_off_training(threading.get_native_id())
+        keep_off_training()
         seen.append(os.sched_getaffinity(0))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(SOON_S)
     allowed = os.sched_getaffinity(0)
+    keep_off_training()
+    assert os.sched_getaffinity(0) == allowed, "the main thread is the training's own"
     assert len(seen[0]) == len(allowed) - 1
     assert seen[0] < allowed
     os.sched_setaffinity(0, {min(allowed)})

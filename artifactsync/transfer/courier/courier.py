@@ -13,11 +13,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import re
 import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import TransientStoreError
@@ -26,6 +23,7 @@ from artifactsync.transfer.cores import allow_cores, training_core
 from artifactsync.transfer.courier import wire
 from artifactsync.transfer.courier.job import FileHash, Job
 from artifactsync.transfer.courier.other import Other
+from artifactsync.transfer.courier.start import READY_S, can_be, spawn
 from artifactsync.transfer.hashing import open_file
 from artifactsync.transfer.starvation import can_be_raised
 from artifactsync.transfer.upload import UploadedFile
@@ -39,16 +37,7 @@ if TYPE_CHECKING:
     from artifactsync.transfer.being_written import FileBeingWritten
     from artifactsync.transfer.upload import Closable
 
-_READY_S = 120.0  # idle-class, beside a training that takes every core, it may take long to begin
 _MOST_ENDS = 3
-_BEGIN = """import os, sys
-if os.fork():
-    os._exit(0)
-if {polite}:
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-sys.path[:] = {module_path!r}
-from artifactsync.transfer.courier.process import main
-main({fd}, {pid})"""
 
 
 class Courier:
@@ -63,7 +52,7 @@ class Courier:
         self._hurries = 0
         self._told: tuple[int, bool, bool] = (0, False, False)
         self._kept_off: tuple[int, int | None] = (0, None)
-        self._is_polite = True
+        self._wish = (True, False)
         self._pid = os.getpid()
 
     @property
@@ -130,21 +119,23 @@ class Courier:
         """
         from artifactsync.transfer.being_written import FileBeingWritten  # noqa: PLC0415 it imports this package's user
 
+        writing = None
         with contextlib.ExitStack() as open_until_sent:
             if isinstance(source, FileBeingWritten):
-                open_until_sent.enter_context(source.open(on_read))
-                fd, size_bytes = source.duplicate(), source.size_bytes
+                writing = source
+                open_until_sent.enter_context(writing.open(on_read))
+                fd = writing.duplicate()
             else:
                 fd = os.dup(source) if isinstance(source, int) else open_file(source)
-                size_bytes = os.fstat(fd).st_size
-            is_written = isinstance(source, FileBeingWritten)
             try:
-                job = self._hand_over(wire.Put(origin, key, name, size_bytes, overwrite, growing, is_written), fd)
+                size_bytes = writing.size_bytes if writing else os.fstat(fd).st_size
+                put = wire.Put(origin, key, name, size_bytes, overwrite, growing, is_being_written=writing is not None)
+                job = self._hand_over(put, fd)
             finally:
                 os.close(fd)
             hold(open_until_sent.enter_context(job))
-            if isinstance(source, FileBeingWritten):
-                open_until_sent.enter_context(source.heard_by(job.pass_on))
+            if writing is not None:
+                open_until_sent.enter_context(writing.heard_by(job.pass_on))
             sent = job.outcome(on_read)
         assert isinstance(sent, wire.Sent)
         return UploadedFile(key, sent.size_bytes, sent.sha256, sent.etag)
@@ -157,48 +148,33 @@ class Courier:
         """
         return FileHash(self._hand_over(wire.Hash(size_bytes), fd), size_bytes)
 
-    def set_polite(self, *, polite: bool, lowers: bool = True) -> None:
-        """Let the process keep out of the training's way, or give it its full share again.
+    def set_polite(self, *, polite: bool, lowers: bool) -> None:
+        """Let the process keep out of the training's way, or not.
 
-        It has its full share while somebody waits for it (``hurried``), whatever is said here.
+        It has its full share while somebody waits for it (``hurry``), whatever is said here.
 
         Args:
             polite: Out of the way: off the core that the training's main thread runs on, and there only what nobody
                 else wants.
             lowers: Whether its threads may be made idle-class, as they can be raised again.
         """
-        pid = self.pid
-        if pid is None or (polite and self._hurries):
-            return
-        self._is_polite = polite
-        self._keep_off(pid, training_core() if polite else None)
-        if not lowers or not hasattr(os, "SCHED_IDLE") or self._told == (pid, polite, True):
-            return  # its threads have the class of those that started them
-        # Said twice: a thread that was just being started may have been missed.
-        self._told = (pid, polite, self._told[:2] == (pid, polite))
-        wanted = os.SCHED_IDLE if polite else os.SCHED_OTHER
-        for thread_id in _threads(pid):
-            with contextlib.suppress(OSError):  # it is gone, or may not be raised
-                if os.sched_getscheduler(thread_id) != wanted:
-                    os.sched_setscheduler(thread_id, wanted, os.sched_param(0))
+        self._wish = polite, lowers
+        self._obey()
 
-    def _keep_off(self, pid: int, cpu: int | None) -> None:
-        """Run everywhere but on one core. An idle thread there would get a tick of it now and then: 4 ms at 250 Hz."""
-        if self._kept_off != (pid, cpu):
-            self._kept_off = (pid, cpu)
-            allow_cores(_threads(pid), but=cpu)
+    def hurry(self, count: int) -> None:
+        """Somebody begins (1) or ends (-1) to wait for what the process does: it takes its full share meanwhile."""
+        with self._lock:
+            self._hurries += count
+        self._obey()
 
     @contextlib.contextmanager
     def hurried(self) -> Iterator[None]:
-        """Somebody waits for what the process does: it takes its full share of the processor inside."""
-        with self._lock:
-            self._hurries += 1
+        """Somebody waits inside."""
+        self.hurry(1)
         try:
-            self.set_polite(polite=False)
             yield
         finally:
-            with self._lock:
-                self._hurries -= 1
+            self.hurry(-1)
 
     def end(self) -> None:
         """End the process; jobs that run fail. Idempotent."""
@@ -227,8 +203,8 @@ class Courier:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             control, theirs = wire.pair()
             with theirs:
-                self._spawn(theirs.fileno(), polite=polite)
-            control.settimeout(_READY_S)
+                spawn(theirs.fileno(), polite=polite)
+            control.settimeout(READY_S)
             wire.say(control, wire.Hello(origin))
             message, _ = wire.hear(control)
             process = Other(message.pid) if isinstance(message, wire.Ready) else None
@@ -241,28 +217,31 @@ class Courier:
         if control is not None:
             control.close()  # it ends, should it still come to that
 
-    def _spawn(self, fd: int, *, polite: bool) -> None:
-        """Start it as nobody's child: a program that waits for all of its children must not wait for this one."""
-        # Isolated until it has this process's path: a module in the working folder must not take a library's name.
-        module_path = [entry for entry in sys.path if isinstance(entry, str)]
-        code = _BEGIN.format(polite=polite, module_path=module_path, fd=fd, pid=self._pid)
-        subprocess.run(  # noqa: S603 - this very interpreter
-            [sys.executable, "-I", "-c", code, "artifactsync-courier"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # what it has to say goes through its socket
-            pass_fds=[fd],
-            start_new_session=True,  # Ctrl-C, and a scheduler's signal to the group, are the training's to answer
-            check=False,
-            timeout=_READY_S,
-        )
+    def _obey(self) -> None:
+        """Give the process's threads the place that is wanted for them."""
+        pid, (is_polite, lowers) = self.pid, self._wish
+        if pid is None:
+            return
+        is_polite &= not self._hurries
+        core = training_core() if is_polite else None
+        if self._kept_off != (pid, core):
+            self._kept_off = (pid, core)
+            allow_cores(_threads(pid), but=core)
+        if not lowers or not hasattr(os, "SCHED_IDLE") or self._told == (pid, is_polite, True):
+            return  # its threads have the class of those that started them
+        # Said twice: a thread that was just being started may have been missed.
+        self._told = (pid, is_polite, self._told[:2] == (pid, is_polite))
+        wanted = os.SCHED_IDLE if is_polite else os.SCHED_OTHER
+        for thread_id in _threads(pid):
+            with contextlib.suppress(OSError):  # it is gone, or may not be raised
+                if os.sched_getscheduler(thread_id) != wanted:
+                    os.sched_setscheduler(thread_id, wanted, os.sched_param(0))
 
     def _hand_over(self, job: wire.Put | wire.Hash, fd: int) -> Job:
         ours, theirs = wire.pair()
         with self._lock:
             control, process = self._control, self._process
-        if process is not None and self._is_polite and not self._hurries:
-            self._keep_off(process.pid, training_core())
+        self._obey()  # training may be on another core by now
         is_said = False
         with theirs, contextlib.suppress(OSError):
             if control is not None and process is not None:
@@ -285,19 +264,8 @@ class Courier:
         )
 
 
-_is_forbidden = False
-_PYTHON = re.compile(r"(python|pypy)[0-9.]*t?d?(-[a-z]+)?")
 _the_courier: Courier | None = None
 _making = threading.Lock()
-
-
-def can_be() -> bool:
-    """Whether this process may have another one beside it."""
-    if _is_forbidden or not sys.platform.startswith("linux"):
-        return False
-    if getattr(sys, "frozen", False) or not _PYTHON.fullmatch(Path(sys.executable or "").name):
-        return False  # a program with Python inside: started again it would be that program again
-    return os.environ.get("ARTIFACTSYNC_COURIER", "1") != "0"
 
 
 def _threads(pid: int) -> list[int]:
@@ -311,12 +279,6 @@ def begin_courier(store: Store) -> threading.Thread | None:
     """Have the process of this one ready before the first large file for ``store``; returns at once, as ``begin``."""
     origin = origin_of(store)
     return None if origin is None else the_courier().begin(origin, polite=can_be_raised())
-
-
-def forbid_courier() -> None:
-    """Have none in this process: nothing trains in it."""
-    global _is_forbidden  # noqa: PLW0603 it is the process's
-    _is_forbidden = True
 
 
 def the_courier() -> Courier:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from artifactsync.transfer.upload import UploadedFile
 
 _LOOK_S = 0.5  # how often it looks whether the training's process is still there, where nobody tells it
+_FDS_OF_A_JOB = 2  # its socket, and its file
 _TELL_S = 0.25  # how often a job says how far it is
 _READ_BYTES = 4 * 1024 * 1024
 _IGNORED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
@@ -65,10 +66,14 @@ def main(control_fd: int, training_pid: int) -> None:
     while training.is_alive:
         if not any(fd == control.fileno() for fd, _ in poll.poll(_LOOK_S * 1000 if training.fd is None else None)):
             continue
-        job, fds = wire.hear(control, 2)
+        job, fds = wire.hear(control, _FDS_OF_A_JOB)
         if job is None:
             break
-        threading.Thread(target=_work, args=(job, fds, stores), daemon=True).start()
+        if len(fds) == _FDS_OF_A_JOB:
+            threading.Thread(target=_work, args=(job, *fds, stores), daemon=True).start()
+        else:  # too many files are open here; the end of the job's socket says so
+            for fd in fds:
+                os.close(fd)
     os._exit(0)  # without waiting for anything: the training's process has settled what it wanted
 
 
@@ -92,9 +97,8 @@ class _Stores:
             return self._known[key]
 
 
-def _work(job: object, fds: list[int], stores: _Stores) -> None:
+def _work(job: object, job_fd: int, file_fd: int, stores: _Stores) -> None:
     """Do one job; whatever comes of it is said on its socket."""
-    job_fd, file_fd = fds
     with socket.socket(fileno=job_fd) as there:
         outcome: object
         try:

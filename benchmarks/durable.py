@@ -107,7 +107,8 @@ def measure() -> None:
             def tidy() -> None:
                 for old in ("ours.pt", "copy.pt"):
                     (folder / old).unlink(missing_ok=True)
-                shutil.rmtree(folder / "remote", ignore_errors=True)
+                # The root stays: a store takes another folder in its place for a mount that was lost, and waits.
+                shutil.rmtree(folder / "remote" / "run", ignore_errors=True)
                 (folder / "remote" / "run").mkdir(parents=True)
 
             writing = FileWriting(FileImage(snapshot.state), folder / "source.pt")

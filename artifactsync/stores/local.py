@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 TEMPORARY_PREFIX = ".artifactsync-tmp-"
 """Begins the names of files that are being written; they are no objects: hidden from ``list``, refused as keys."""
 
-_CHUNK_BYTES = 8 * 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
+_WRITE_BYTES = 256 * 1024
+"""Written by one call at most. The longer a call, the larger the blocks of memory that the kernel takes for what it
+writes, and blocks of 2 MiB are what a virtual machine gives back to its host while they are free: to have those again
+took up to seven times as long as to fill them (docs/benchmarks.md)."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: a FIFO must not hang us
@@ -333,7 +337,7 @@ def _read_range(fd: int, start: int, end: int) -> Iterator[bytes]:
 def _write_all(fd: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[os.write(fd, view[:_WRITE_BYTES]) :]
 
 
 def _begin_write_back(fd: int, start: int, length: int) -> None:

@@ -12,6 +12,8 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from artifactsync.stores.landing import place_for
+
 if TYPE_CHECKING:
     import socket
 
@@ -27,6 +29,7 @@ class HttpAnswer:
     headers: Any
     """Case does not matter."""
     content: bytes
+    """A view of this thread's place where it has one (``landing``) and the body is long."""
 
 
 def read_answer(line: socket.socket, method: str) -> tuple[HttpAnswer, bool]:
@@ -68,14 +71,30 @@ def _read_short(line: socket.socket, method: str) -> HttpAnswer | bytes:
         return data
     wanted = 0 if method == "HEAD" or rest[:3] == "204" else int(length)
     content = data[end + 4 :]
-    if len(content) > wanted or (wanted > _READ_BYTES and len(content) < wanted):
+    if len(content) > wanted:
         return data
+    if wanted > _READ_BYTES and len(content) < wanted:
+        place = place_for(wanted)
+        if place is None:
+            return data
+        _read_into(place, content, line)
+        return HttpAnswer(int(rest[:3]), headers, place)  # type: ignore[arg-type] # as good as bytes to who gave it
     while len(content) < wanted:
         more = line.recv(wanted - len(content))
         if not more:
             raise http.client.IncompleteRead(content, wanted - len(content))
         content += more
     return HttpAnswer(int(rest[:3]), headers, content)
+
+
+def _read_into(place: memoryview, begun: bytes, line: socket.socket) -> None:
+    at = len(begun)
+    place[:at] = begun
+    while at < len(place):
+        count = line.recv_into(place[at:])
+        if not count:
+            raise http.client.IncompleteRead(b"", len(place) - at)
+        at += count
 
 
 class _Headers(dict[str, str]):

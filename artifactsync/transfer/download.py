@@ -54,7 +54,7 @@ def download_file(
         on_progress: Called with the number of bytes that arrived since the last call, one call at a time, from any
             thread; with a negative number where bytes have to be fetched again.
         max_concurrency: Ranges fetched at a time.
-        part_bytes: Length of a range; ``max_concurrency * part_bytes`` is the memory used.
+        part_bytes: Length of a range; ``max_concurrency`` and 12 more of them are the memory used at most.
         retry: How often and how long one range is tried.
         clock: The ``time`` module, or a ``FakeClock``.
 

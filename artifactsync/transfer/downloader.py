@@ -1,10 +1,10 @@
 """Objects into local files: ranges in parallel, verified, and visible only when whole.
 
-Owns: ``Downloader``. Does not own: single requests (``asking``), the temporary file (``partial``), many files
-(``pull``).
+Owns: ``Downloader``. Does not own: single requests (``asking``), the temporary file (``partial``), the hash
+(``in_order``), many files (``pull``).
 
-Invariant: the destination's name never shows a byte that was not verified, and at most ``max_parts`` parts are in
-memory.
+Invariant: the destination's name never shows a byte that was not verified, and at most ``max_parts`` parts and 12 more
+are in memory.
 """
 
 from __future__ import annotations
@@ -25,19 +25,24 @@ from artifactsync.errors import (
     MissingBytesError,
     ObjectNotFoundError,
 )
+from artifactsync.stores.landing import landing
+from artifactsync.stores.protocol import ObjectInfo
 from artifactsync.stores.retry import RetryPolicy
 from artifactsync.stores.runtime import in_the_foreground
 from artifactsync.transfer.asking import Asker, Wanted
 from artifactsync.transfer.hashing import FileDigest, hash_file
+from artifactsync.transfer.held import Held
 from artifactsync.transfer.in_order import InOrder
 from artifactsync.transfer.partial import PartialFile
+from artifactsync.transfer.places import Places
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
     from typing_extensions import Self
 
-    from artifactsync.stores.protocol import ObjectInfo, Store
+    from artifactsync.stores.protocol import Store
     from artifactsync.transfer.clock import Clock
     from artifactsync.transfer.folder import Folder
 
@@ -45,7 +50,9 @@ PART_BYTES = 8 * 1024 * 1024
 """Length of one range: large enough for full speed over one connection, small enough to lose little."""
 
 MAX_PARTS = 8
-"""Ranges fetched at a time, over all files: 64 MiB of memory at most."""
+"""Ranges fetched at a time, over all files."""
+
+_KEPT_PARTS = 12  # of those that wait for an earlier one, or for the processor
 
 _MAX_ROUNDS = 3  # a download that came out wrong, or whose object changed meanwhile, is begun anew so often
 
@@ -78,6 +85,7 @@ class Downloader:
         self._asker = Asker(store, retry or RetryPolicy(max_attempts=5), clock)
         self._lock = threading.Lock()
         self._gate = threading.BoundedSemaphore(max_parts)
+        self._places = Places(part_bytes, _KEPT_PARTS)
         self._max_parts = max_parts
         self._threads: ThreadPoolExecutor | None = None
         self._foreground = ExitStack()
@@ -151,13 +159,13 @@ class Downloader:
         while True:
             rounds -= 1
             try:
-                return self._fetch_round(wanted, partial)
+                return self._fetch_round(wanted, partial, is_again=rounds < _MAX_ROUNDS - 1)
             except DamagedError as error:
                 is_known = wanted.size_bytes is not None or wanted.sha256 is not None
                 if not rounds or (isinstance(error, MissingBytesError) and is_known):
                     raise
 
-    def _fetch_round(self, wanted: Wanted, partial: PartialFile) -> FileDigest:
+    def _fetch_round(self, wanted: Wanted, partial: PartialFile, *, is_again: bool) -> FileDigest:
         size = wanted.size_bytes
         if size is not None and size <= self._part_bytes:
             data = self._asker.get(wanted, 0, size, beyond=1)
@@ -165,6 +173,10 @@ class Downloader:
             partial.write(data, 0)
             self.progress(len(data))
             digest = FileDigest(len(data), hashlib.sha256(data).hexdigest())
+            return self._checked(wanted, digest)
+        if size is not None and wanted.sha256 is not None and not is_again:
+            # Nothing more need be known: the last range tells whether the object is longer, and the sha256 all else.
+            digest = self._fetch_parts(wanted, ObjectInfo(key=wanted.key, size_bytes=size), partial, beyond=1)
             return self._checked(wanted, digest)
         info = self._asker.head(wanted)
         digest = self._fetch_parts(wanted, info, partial)
@@ -188,49 +200,66 @@ class Downloader:
             url=self._asker.url_of(wanted),
         )
 
-    def _fetch_parts(self, wanted: Wanted, info: ObjectInfo, partial: PartialFile) -> FileDigest:
+    def _fetch_parts(self, wanted: Wanted, info: ObjectInfo, partial: PartialFile, *, beyond: int = 0) -> FileDigest:
         size, part_bytes = info.size_bytes, self._part_bytes
-        parts = range(-(-size // part_bytes))
-        order = InOrder(partial, part_bytes, size)
-        held = []
-        if len(parts) > 1:
-            identity = {"size": size, "etag": info.etag, "sha256": wanted.sha256}
+        count = -(-size // part_bytes)
+        held = Held()
+        if count > 1:
+            identity = {"size": size, "etag": None if wanted.sha256 else info.etag, "sha256": wanted.sha256}
             partial.is_resumable = bool(info.etag or wanted.sha256)
             held = partial.held_parts(identity, part_bytes, size)
         else:
             partial.reset()
-        for part in held:
-            order.add(part)
-        self.progress(sum(min(part_bytes, size - part * part_bytes) for part in held))
-        missing = [part for part in parts if part not in set(held)]
-        arrived = [0] * len(parts)
+        there = {*range(held.leading), *held.others}
+        missing = [part for part in range(count) if part not in there]
+        arrived = [min(part_bytes, size - part * part_bytes) if part in there else 0 for part in range(count)]
+        self.progress(sum(arrived))
+        order = InOrder(partial, part_bytes, size, held, self._places)
 
         def fetch(part: int) -> None:
             start = part * part_bytes
-            with self._gate:
-                data = self._asker.get(wanted, start, min(start + part_bytes, size))
-                partial.write(data, start, part if len(parts) > 1 else None)
-                order.add(part, data)
-            arrived[part] = len(data)
-            self.progress(len(data))
+            end = min(start + part_bytes, size)
+            try:
+                with self._gate:
+                    place = self._places.take()
+                    try:
+                        with landing(place):
+                            data = self._asker.get(wanted, start, end, beyond=beyond if end == size else 0)
+                        partial.write(data, start)
+                    except BaseException:
+                        self._places.give(place)
+                        raise
+                    arrived[part] = len(data)
+                    order.add(part, data, place)
+                self.progress(arrived[part])
+            except BaseException:
+                order.stop()
+                raise
 
         try:
-            self._run_all(fetch, missing)
+            self._run_all(fetch, missing, order, count)
         except DamagedError:
             self.progress(-sum(arrived))
             raise
-        if len(parts) > 1:
-            partial.forget_held()  # a next round, should the whole be wrong, trusts nothing of this one
+        finally:
+            order.close()
+        partial.forget_held()  # a next round, should the whole be wrong, trusts nothing of this one
         return order.digest()
 
-    def _run_all(self, fetch: Callable[[int], None], parts: list[int]) -> None:
-        if len(parts) == 1:
-            return fetch(parts[0])
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self._max_parts, "artifactsync-download")
-        futures = [self._threads.submit(fetch, part) for part in parts]
+    def _run_all(self, fetch: Callable[[int], None], missing: list[int], order: InOrder, count: int) -> None:
+        """Fetch what is missing in threads, and hash all of it in this one.
+
+        What is fetched runs ahead of what is hashed by as many parts as keep the line busy while one of them is late,
+        and no more: on a machine with few cores it would take them from the hash, whose rest would then run alone.
+        """
+        ahead = max(self._max_parts, _KEPT_PARTS)
+        futures: list[Future[None]] = []
         try:
+            while order.front < count:
+                while len(futures) < len(missing) and missing[len(futures)] < order.front + ahead:
+                    futures.append(self._open_threads().submit(fetch, missing[len(futures)]))
+                if not order.hash_next():
+                    break
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
@@ -238,4 +267,9 @@ class Downloader:
             for future in futures:
                 future.cancel()
             wait(futures)
-        return None
+
+    def _open_threads(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._max_parts, "artifactsync-download")
+            return self._threads

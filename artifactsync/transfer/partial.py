@@ -1,7 +1,7 @@
 """A file that is still arriving: hidden, locked, and able to go on where it stopped.
 
-Owns: ``PartialFile``: the temporary file beside the destination, the record of the ranges it holds, and the moment it
-becomes visible. Does not own: fetching (``download``).
+Owns: ``PartialFile``: the temporary file beside the destination, and the moment it becomes visible. Does not own:
+fetching (``downloader``), what the record of its parts says (``held``).
 
 Invariants: the destination's name shows either what was there before or the whole new file; a file under a lock is
 written by one process only; a range counts as held only if its checksum still fits.
@@ -16,12 +16,13 @@ import os
 import secrets
 import stat
 import sys
-import zlib
+import threading
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import AlreadyExistsError
 from artifactsync.transfer.folder import local_error
+from artifactsync.transfer.held import Held, part_line, prefix_line, read_held
 
 if sys.platform != "win32":
     import fcntl
@@ -71,6 +72,7 @@ class PartialFile:
         self.fd = fd
         self._record_name = f"{self.temporary}.ranges"
         self._record_fd = -1
+        self._writing = threading.Lock()
 
     @property
     def is_resumable(self) -> bool:
@@ -85,8 +87,8 @@ class PartialFile:
         """Begin with an empty file."""
         os.ftruncate(self.fd, 0)
 
-    def held_parts(self, identity: Mapping[str, object], part_bytes: int, size_bytes: int) -> list[int]:
-        """The numbers of the parts that an earlier download of the very same object left here whole.
+    def held_parts(self, identity: Mapping[str, object], part_bytes: int, size_bytes: int) -> Held:
+        """What an earlier download of the very same object left here whole.
 
         Afterwards the file has its full length and its record is open for more.
 
@@ -98,7 +100,7 @@ class PartialFile:
         Raises:
             DiskFullError: the file's full length does not fit on the disk.
         """
-        header = json.dumps({"version": 1, "part_bytes": part_bytes, **identity}, sort_keys=True)
+        header = json.dumps({"version": 2, "part_bytes": part_bytes, **identity}, sort_keys=True)
         try:
             held = self._read_record(header, part_bytes, size_bytes)
             if not held:
@@ -106,14 +108,13 @@ class PartialFile:
             _allocate(self.fd, size_bytes)
             self._folder.unlink(self._record_name)
             self._record_fd = self._folder.open_file(self._record_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            lines = [header, *(json.dumps([part, crc]) for part, crc in held.items())]
-            os.write(self._record_fd, ("\n".join(lines) + "\n").encode())
+            os.write(self._record_fd, f"{header}\n{held.lines()}".encode())
         except OSError as error:
             raise local_error(error, self.path) from error
-        return sorted(held)
+        return held
 
-    def write(self, data: bytes, offset: int, part: int | None = None) -> None:
-        """Write bytes at an offset, and note that ``part`` is whole. Thread-safe for different offsets.
+    def write(self, data: bytes, offset: int) -> None:
+        """Write bytes at an offset. Thread-safe for different offsets.
 
         Raises:
             DiskFullError: no space is left.
@@ -121,11 +122,26 @@ class PartialFile:
         view = memoryview(data)
         try:
             while view:
-                written = os.pwrite(self.fd, view, offset)
+                # One at a time: the kernel does no more in one file, and those who wait for it there burn a core.
+                with self._writing:
+                    written = os.pwrite(self.fd, view, offset)
                 view, offset = view[written:], offset + written
-            if part is not None:
-                # One small write: whole or not at all, also between threads.
-                os.write(self._record_fd, (json.dumps([part, zlib.crc32(data)]) + "\n").encode())
+        except OSError as error:
+            raise local_error(error, self.path) from error
+
+    def note(self, part: int, crc: int) -> None:
+        """Note that ``part`` is whole and has this CRC32. Thread-safe."""
+        self._note(part_line(part, crc))
+
+    def note_leading(self, parts: int, sha256_hex: str) -> None:
+        """Note that the first ``parts`` are whole and have, together, this sha256. Thread-safe."""
+        self._note(prefix_line(parts, sha256_hex))
+
+    def _note(self, line: str) -> None:
+        if self._record_fd < 0:
+            return
+        try:
+            os.write(self._record_fd, line.encode())  # whole or not at all, also between threads
         except OSError as error:
             raise local_error(error, self.path) from error
 
@@ -140,8 +156,12 @@ class PartialFile:
         """Read back what was written."""
         return os.pread(self.fd, length, offset)
 
-    def publish(self, *, overwrite: bool) -> None:
+    def publish(self, *, overwrite: bool, syncs_folder: bool = True) -> None:
         """Make the bytes durable and then visible under the destination's name.
+
+        Args:
+            overwrite: Whether what is there is replaced.
+            syncs_folder: Whether the name is durable on return, or the caller sees to that for many at once.
 
         Raises:
             AlreadyExistsError: something is there and ``overwrite`` is False.
@@ -163,7 +183,8 @@ class PartialFile:
         except OSError as error:
             raise local_error(error, self.path) from error
         self._is_published = True
-        self._folder.sync()
+        if syncs_folder:
+            self._folder.sync()
 
     def discard(self) -> None:
         """Remove the temporary file and its record, unless it was published: the name may be another's by now."""
@@ -204,27 +225,20 @@ class PartialFile:
                     raise
                 self._folder.unlink(self.temporary)  # a planted link
 
-    def _read_record(self, header: str, part_bytes: int, size_bytes: int) -> dict[int, int]:
-        """Parts with their checksums, as far as they are true."""
+    def _read_record(self, header: str, part_bytes: int, size_bytes: int) -> Held:
         try:
             fd = self._folder.open_file(self._record_name, os.O_RDONLY)
         except OSError:
-            return {}
+            return Held()
         with open(fd, encoding="utf-8", errors="replace") as record:  # noqa: PTH123 - a descriptor
-            lines = record.read().split("\n")
-        if lines[0] != header:
-            return {}
-        held: dict[int, int] = {}
-        for line in lines[1:]:
-            with contextlib.suppress(ValueError, TypeError):
-                part, crc = json.loads(line)
-                start = int(part) * part_bytes
-                length = min(part_bytes, size_bytes - start)
-                if start >= 0 and length > 0:
-                    data = os.pread(self.fd, length, start)
-                    if len(data) == length and zlib.crc32(data) == crc:
-                        held[int(part)] = crc
-        return held
+            first, *lines = record.read().split("\n")
+        if first != header:
+            return Held()
+        return read_held(
+            lines,
+            lambda part: os.pread(self.fd, min(part_bytes, size_bytes - part * part_bytes), part * part_bytes),
+            count=-(-size_bytes // part_bytes),
+        )
 
     def _publish_new(self, at: int) -> None:
         try:

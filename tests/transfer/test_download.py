@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,11 @@ from artifactsync.errors import (
 from artifactsync.stores import open_store
 from artifactsync.stores.protocol import ObjectInfo
 from artifactsync.testing import FakeClock, Fault, FaultyStore
-from artifactsync.transfer.download import download_file
+from artifactsync.transfer.download import Downloader, Wanted, download_file
 from artifactsync.transfer.folder import Folder
 from artifactsync.transfer.hashing import FileDigest
 from artifactsync.transfer.partial import PartialFile
+from artifactsync.transfer.places import Places
 
 PART = 1000
 DATA = bytes(range(256)) * 40  # 10,240 bytes: eleven parts, the last one short
@@ -326,12 +328,17 @@ def test_two_downloads_to_one_place_do_not_mix(remote, here):
 
 def test_kill_9_in_mid_download_leaves_nothing_visible_and_the_next_goes_on(remote, here, tmp_path):
     program = """if True:
-    import os, signal, sys
+    import os, pathlib, signal, sys, time
     from artifactsync.stores.local import LocalStore
     from artifactsync.testing import FaultyStore
     from artifactsync.transfer.download import download_file
+    here = pathlib.Path(sys.argv[2]).parent
+    def is_hashed(): return any('["sha256", 6, ' in record.read_text() for record in here.glob(".*.ranges"))
     def die(call):
-        if call.operation == "get" and call.number == 7: os.kill(os.getpid(), signal.SIGKILL)
+        if call.operation == "get" and call.number == 7:
+            until = time.monotonic() + 20
+            while not is_hashed() and time.monotonic() < until: time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGKILL)
     store = FaultyStore(LocalStore(sys.argv[1]), on_call=die)
     download_file(store, "run/model.pt", sys.argv[2], part_bytes=1000, max_concurrency=1)
     """
@@ -342,6 +349,95 @@ def test_kill_9_in_mid_download_leaves_nothing_visible_and_the_next_goes_on(remo
     assert _download(again, here) == DIGEST
     assert again.calls["get"] == 11 - 6
     assert _left(here) == ["model.pt"]
+
+
+def test_with_size_and_sha256_known_nothing_is_asked_beside_the_bytes(remote, here):
+    faulty = FaultyStore(remote)
+    assert _download(faulty, here, size_bytes=len(DATA), sha256=SHA256) == DIGEST
+    assert faulty.calls == {"get": 11}
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        (DATA[:-5], MissingBytesError, "has 10235 bytes, not the recorded 10240"),
+        (DATA[:5000], MissingBytesError, "has 5000 bytes, not the recorded 10240"),
+        (b"", MissingBytesError, "has 0 bytes"),
+        (DATA + b"!", DamagedError, "has 10241 bytes, not the recorded 10240"),
+        (DATA * 2, DamagedError, "has 20480 bytes"),
+        (DATA[::-1], DamagedError, "has sha256"),
+    ],
+)
+@pytest.mark.parametrize("part_bytes", [PART, len(DATA) // 2, len(DATA) // 5])
+def test_another_object_than_is_known_is_never_taken(remote, here, data, error, words, part_bytes):
+    remote.put("run/model.pt", data)
+    counts = []
+    with pytest.raises(error, match=words) as caught:
+        _download(remote, here, size_bytes=len(DATA), sha256=SHA256, part_bytes=part_bytes, on_progress=counts.append)
+    assert type(caught.value) is error
+    assert _left(here) == []
+    if error is DamagedError:
+        assert sum(counts) == 0
+
+
+@pytest.mark.parametrize("known", [{"sha256": SHA256}, {"size_bytes": len(DATA), "sha256": SHA256}])
+def test_a_known_object_that_is_put_anew_with_the_same_bytes_goes_on(remote, here, known):
+    stopped = FaultyStore(remote, [Fault(kind="permission", operations={"get"}, calls=range(6, 99))])
+    with pytest.raises(PermissionDeniedError):
+        _download(stopped, here, max_concurrency=1, **known)
+    remote.put("run/model.pt", DATA)
+    again = FaultyStore(remote)
+    assert _download(again, here, **known) == DIGEST
+    assert again.calls["get"] == 11 - 5
+
+
+def test_what_was_held_of_damaged_bytes_is_fetched_anew_when_the_whole_is_wrong(remote, here):
+    known = {"size_bytes": len(DATA), "sha256": SHA256}
+    remote.put("run/model.pt", DATA[::-1])
+    stopped = FaultyStore(remote, [Fault(kind="permission", operations={"get"}, calls=range(6, 99))])
+    with pytest.raises(PermissionDeniedError):
+        _download(stopped, here, max_concurrency=1, **known)
+    remote.put("run/model.pt", DATA)
+    counts = []
+    assert _download(remote, here, on_progress=counts.append, **known) == DIGEST
+    assert sum(counts) == len(DATA)
+
+
+def test_failures_use_up_no_memory(remote, tmp_path, monkeypatch):
+    made = []
+    make = Places._make
+    monkeypatch.setattr(Places, "_make", lambda places: made.append(1) or make(places))
+    faulty = FaultyStore(remote, [Fault(kind="permission", operations={"get"})])
+    wanted = Wanted(key="run/model.pt", size_bytes=len(DATA), sha256=SHA256)
+    with Folder(tmp_path / "to") as folder, Downloader(faulty, part_bytes=PART, max_parts=2) as downloader:
+        for number in range(10):
+            with pytest.raises(PermissionDeniedError):
+                downloader.fetch(wanted, folder, str(number), overwrite=True)
+    assert 1 <= len(made) <= 2
+
+
+@pytest.mark.parametrize("max_concurrency", [1, 4, 8])
+def test_fetching_does_not_run_far_ahead_of_what_can_be_hashed(store, here, max_concurrency):
+    data = os.urandom(60 * PART)
+    store.put("run/model.pt", data)
+    lock, begun, gone_by = threading.Lock(), [], threading.Event()
+
+    class FirstIsLate(FaultyStore):
+        def get(self, key, *, start=0, end=None):
+            with lock:
+                begun.append(start // PART)
+                if len(begun) == 12:
+                    gone_by.set()
+            if start == 0 and max_concurrency > 1:
+                assert gone_by.wait(20)
+                time.sleep(0.2)  # for more to be asked for, if they may
+                with lock:
+                    assert sorted(begun) == list(range(12))
+            return super().get(key, start=start, end=end)
+
+    digest = _download(FirstIsLate(store), here, max_concurrency=max_concurrency)
+    assert digest.sha256 == hashlib.sha256(data).hexdigest()
+    assert sorted(begun) == list(range(60))
 
 
 # A full disk.

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
     from artifactsync.transfer.courier import FileHash
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_WRITE_BYTES = 16 * 1024 * 1024  # written by one call, about
+_WRITE_BYTES = 16 * 1024 * 1024  # written between two looks at the clock, about
+_CALL_BYTES = 1024 * 1024
+"""Written by one call, unless that keeps the writer waiting. The longer a call, the larger the blocks of memory that
+the kernel takes for the file, and blocks of 2 MiB are what a virtual machine gives back to its host while they are
+free: to have those again took up to nine times as long as to fill them (docs/benchmarks.md)."""
+_WAITED_S = 0.04
+"""So long without a core for one round of such calls, and all that follow are as long as can be: a loop that never lets
+go of the interpreter lock by itself takes it for 5 ms after each. Source: ``sys.getswitchinterval``, read 2026-11."""
 _MOST_SLICES = 512  # in one call. Source: IOV_MAX of limits.h is 1024 on Linux, read 2026-11
 _WRITE_BACK_BYTES = 16 * 1024 * 1024  # so much is written before the disk is asked to begin
 
@@ -135,11 +143,15 @@ class FileWriting:
 
     def _write(self) -> None:
         done = begun = 0
+        call_bytes = _CALL_BYTES
         for batch in _batches(self._image.slices()):
             self._check()
+            began_s, cpu_s = time.perf_counter(), time.thread_time()
             left = batch
             while left:
-                left = _behind(left, os.writev(self._fd, left))
+                left = _behind(left, os.writev(self._fd, _front(left, call_bytes)))
+            if time.perf_counter() - began_s - (time.thread_time() - cpu_s) > _WAITED_S:
+                call_bytes = 2 * _WRITE_BYTES  # whatever is in a batch
             count_bytes = sum(map(len, batch))
             done += count_bytes
             self.source.advance(count_bytes)
@@ -213,6 +225,17 @@ def _batches(slices: Iterable[memoryview]) -> Iterator[list[memoryview]]:
             batch, length = [], 0
     if batch:
         yield batch
+
+
+def _front(batch: list[memoryview], most_bytes: int) -> list[memoryview]:
+    """The first bytes of a batch, at most so many."""
+    front: list[memoryview] = []
+    for data in batch:
+        if len(data) >= most_bytes:
+            return [*front, data[:most_bytes]]
+        front.append(data)
+        most_bytes -= len(data)
+    return front
 
 
 def _behind(batch: list[memoryview], count_bytes: int) -> list[memoryview]:

@@ -14,6 +14,7 @@ https://cloud.google.com/storage/docs/performing-resumable-uploads (read 2026-11
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,14 @@ from artifactsync.errors import (
 from artifactsync.stores import gcs_errors, gcs_session
 from artifactsync.stores.body_stream import BodyStream
 from artifactsync.stores.encryption import check_gcs_answer
+from artifactsync.stores.gcs_ahead import GcsAhead
 from artifactsync.stores.gcs_download import Downloads
 from artifactsync.stores.gcs_upload import send_in_session
 from artifactsync.stores.keys import split_key
 from artifactsync.stores.protocol import Body, BytesBody, ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from google.cloud import storage
 
@@ -72,6 +74,7 @@ class GcsStore:
         self._lock = threading.Lock()
         self._client: storage.Client | None = None
         self._downloads: Downloads | None = None
+        self._ahead: tuple[GcsAhead | None, int] = (None, 0)
         self._was_answered = False
         self._bucket_was_seen = False
 
@@ -116,6 +119,17 @@ class GcsStore:
     def put(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Upload, replacing what was there. See ``Store.put``."""
         return self._upload(key, body, is_create=False)
+
+    def begin_get(self, key: str, *, start: int, end: int) -> Callable[[], bytes] | None:
+        """Ask for the bytes ``[start, end)``. See ``stores.ahead``."""
+        ahead = self._open_ahead()
+        return None if ahead is None or end <= start else ahead.begin_get(key, start, end)
+
+    def begin_put(self, key: str, data: bytes, *, sha256: str) -> Callable[[], ObjectInfo] | None:  # noqa: ARG002 - it goes with a CRC32C of its own
+        """Send an object. See ``stores.ahead``."""
+        split_key(key)
+        ahead = self._open_ahead()
+        return None if ahead is None else ahead.begin_put(key, data)
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """Upload with ``ifGenerationMatch=0``. See ``Store.put_if_absent``.
@@ -185,6 +199,8 @@ class GcsStore:
         with self._lock:
             if self._client is not None:
                 self._client.close()
+            if self._ahead[0] is not None:
+                self._ahead[0].close()
 
     def _upload(self, key: str, body: Body | bytes, *, is_create: bool) -> ObjectInfo:
         split_key(key)
@@ -230,6 +246,22 @@ class GcsStore:
             except api.NotFound as error:
                 if self._is_bucket_missing(error):
                     raise
+
+    @property
+    def can_begin(self) -> bool:
+        """See ``stores.ahead``: where the answer to a write, or who pays, needs no more looking at."""
+        return not any(self._options.get(name) for name in ("kms_key_name", "requester_pays", "user_project"))
+
+    def _open_ahead(self) -> GcsAhead | None:
+        """What sends before other answers were read; None before the first contact."""
+        if not (self._was_answered and self.can_begin):
+            return None
+        ahead, pid = self._ahead
+        if ahead is None or pid != os.getpid():
+            client = self._bucket().client
+            ahead = GcsAhead(client, self._name, self.url)
+            self._ahead = ahead, os.getpid()
+        return ahead
 
     @property
     def _timeout_s(self) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from artifactsync.stores.landing import place_for
 if TYPE_CHECKING:
     import socket
 
-_READ_BYTES = 64 * 1024
+READ_BYTES = 64 * 1024
+"""Read at a time, where a body need not be read to a place of its own."""
 _HEAD_BYTES = 32 * 1024  # longer heads are the library's to read, or to refuse
 
 
@@ -32,13 +33,13 @@ class HttpAnswer:
     """A view of this thread's place where it has one (``landing``) and the body is long."""
 
 
-def read_answer(line: socket.socket, method: str) -> tuple[HttpAnswer, bool]:
-    """Return the answer, and whether the connection may be used again.
+def read_answer(line: socket.socket, method: str, begun: bytes | None = None) -> tuple[HttpAnswer, bool]:
+    """Return the answer, whose first bytes may have been read, and whether the connection may be used again.
 
     Raises:
         OSError, http.client.HTTPException: there is none, or not all of it.
     """
-    answer = _read_short(line, method)
+    answer = _read_short(line, method, line.recv(READ_BYTES) if begun is None else begun)
     if isinstance(answer, HttpAnswer):
         return answer, True
     response = http.client.HTTPResponse(_Again(answer, line), method=method)  # type: ignore[arg-type] # all it needs
@@ -50,14 +51,13 @@ def read_answer(line: socket.socket, method: str) -> tuple[HttpAnswer, bool]:
         response.close()
 
 
-def _read_short(line: socket.socket, method: str) -> HttpAnswer | bytes:
+def _read_short(line: socket.socket, method: str, data: bytes) -> HttpAnswer | bytes:
     """Read an answer of the most usual kind, short and of a length that it names; else what has come so far.
 
     The library's own reading of the headers would take half of all the time that a small request takes.
     """
-    data = line.recv(_READ_BYTES)
     while (end := data.find(b"\r\n\r\n")) < 0:
-        more = line.recv(_READ_BYTES) if len(data) < _HEAD_BYTES else b""
+        more = line.recv(READ_BYTES) if len(data) < _HEAD_BYTES else b""
         if not more:
             return data
         data += more
@@ -73,7 +73,7 @@ def _read_short(line: socket.socket, method: str) -> HttpAnswer | bytes:
     content = data[end + 4 :]
     if len(content) > wanted:
         return data
-    if wanted > _READ_BYTES and len(content) < wanted:
+    if wanted > READ_BYTES and len(content) < wanted:
         place = place_for(wanted)
         if place is None:
             return data
@@ -119,7 +119,7 @@ class _Again:
 
     def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002 - it is always "rb"
         """A file of all that comes."""
-        return io.BufferedReader(_Rest(self._data, self._line), _READ_BYTES)
+        return io.BufferedReader(_Rest(self._data, self._line), READ_BYTES)
 
 
 class _Rest(io.RawIOBase):

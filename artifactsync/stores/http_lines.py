@@ -1,7 +1,8 @@
 """Kept-alive HTTP/1.1 connections to one server, with as little between a request and the socket as can be.
 
 Owns: connecting, TLS, one request and its answer, and which connections are kept; behind a proxy by botocore's session.
-Does not own: what an answer means (``s3_wire``).
+Does not own: what an answer means (``s3_wire``, ``gcs_ahead``), in which words it is told that there is none, how many
+requests one thread has under way (``transfer.ahead``).
 
 Why not urllib3: of the 0.2 ms of a core that a small request took, it took two thirds (docs/design/005-retry-after.md),
 with the interpreter lock held, and training waits for that.
@@ -19,27 +20,43 @@ import select
 import socket
 import ssl
 import threading
+import time
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from botocore.exceptions import (
-    ConnectionClosedError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-    ReadTimeoutError,
-    SSLError,
-)
-
-from artifactsync.stores.http_answer import HttpAnswer, read_answer
+from artifactsync.stores.ahead import NotYetError
+from artifactsync.stores.http_answer import READ_BYTES, HttpAnswer, read_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _TOGETHER_BYTES = 256 * 1024  # head and body up to this length go to the kernel in one call
+_SLOW_S = 0.001  # with more requests under way less would be waited for an answer that takes longer than this
+_PATIENCE_S = 1.0  # an answer that has not begun by then does not keep its reader from reading others
+_FEW = 4  # so many keep a server busy whose answers are quick
+_CONNECTING = 8  # connections made behind at a time
+
+
+@dataclass(frozen=True)
+class Words:
+    """The errors that are raised, each made of the server's URL and of the cause."""
+
+    late: Callable[[str, BaseException], Exception]
+    """The connection took too long."""
+    unreachable: Callable[[str, BaseException], Exception]
+    """It was not made."""
+    untrusted: Callable[[str, BaseException], Exception]
+    """TLS failed."""
+    silent: Callable[[str, BaseException], Exception]
+    """The answer took too long."""
+    broken: Callable[[str, BaseException], Exception]
+    """The connection broke before the answer was whole."""
+    unfit: Callable[[str, BaseException], Exception]
+    """The request cannot be sent as it is."""
 
 
 class HttpLines:
@@ -47,18 +64,19 @@ class HttpLines:
 
     Args:
         url: Its scheme, host and port count.
+        words: What is raised where no answer comes.
         ca_file: Certificate authorities in PEM.
         connect_timeout_s: For the connection and the TLS handshake.
         keep: So many idle connections are kept.
     """
 
-    def __init__(self, url: str, *, ca_file: str, connect_timeout_s: float, keep: int) -> None:
+    def __init__(self, url: str, *, words: Words, ca_file: str, connect_timeout_s: float, keep: int) -> None:
         place = urlsplit(url)
+        self._words = words
         self._url = url
         self._host = place.hostname or ""
         self._port = place.port or _DEFAULT_PORTS[place.scheme]
-        shown = f"[{self._host}]" if ":" in self._host else self._host
-        self.host = shown if self._port == _DEFAULT_PORTS[place.scheme] else f"{shown}:{self._port}"
+        self.host = _host_field(url)
         """For the header ``Host``."""
         self._is_tls = place.scheme == "https"
         self._ca_file = ca_file
@@ -66,9 +84,13 @@ class HttpLines:
         self._connect_timeout_s = connect_timeout_s
         self._lock = threading.Lock()
         self._idle: deque[socket.socket] = deque(maxlen=keep)
+        self._new: deque[socket.socket] = deque()  # made behind, and never used
         self._keep = keep
+        self._open = self._connecting = 0
+        self._is_short = self._is_closed = False
         self._pid = os.getpid()
-        weakref.finalize(self, _close_all, self._idle)  # for who forgets to close
+        for lines in (self._idle, self._new):
+            weakref.finalize(self, _close_all, lines)  # for who forgets to close
 
     def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
         """Send one request, once, and read its answer.
@@ -81,66 +103,164 @@ class HttpLines:
             timeout_s: Longest silence.
 
         Raises:
-            botocore.exceptions.BotoCoreError: no answer, in botocore's words.
+            Exception: no answer, in the words that were given.
         """
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        if fields.count("\n") != len(headers) or fields.count("\r") != len(headers):
-            raise HTTPClientError(error=ValueError("a header has a line break in it"))
-        head = f"{method} {target} HTTP/1.1\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode()
+        head = self._head(method, target, headers, body)
         line = self._take() or self._connect()
+        was_sent = self._put(line, head, body, timeout_s)
+        return self.read(line, method, was_sent=was_sent)
+
+    def has_free(self) -> bool:
+        """Whether ``begin`` may find a free connection; that one is missing is remembered."""
+        self._is_short = self._is_short or not (self._idle or self._new)
+        return bool(self._idle or self._new)
+
+    def begin(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeout_s: float
+    ) -> SentRequest | None:
+        """Send one request, once, over a connection that is free, and leave its answer for later.
+
+        So one thread has many requests under way. While their answers are slow to come, more connections are made
+        behind, until there are as many as are kept.
+
+        Args:
+            method: As of ``send``; and so are the others.
+            target: Path and query.
+            headers: All but ``Content-Length``.
+            body: Short enough for the kernel to take it at once.
+            timeout_s: Longest silence.
+
+        Returns:
+            Where the answer is to be had; None if no connection is free, and nothing was sent.
+
+        Raises:
+            Exception: as ``send``.
+        """
+        head = self._head(method, target, headers, body)
+        line = self._take()
+        if line is None:
+            self._is_short = True
+            return None
+        was_sent = self._put(line, head, body, min(_PATIENCE_S, timeout_s))
+        return SentRequest(self, line, method, timeout_s, was_sent=was_sent)
+
+    def hear(self, line: socket.socket, end_s: float) -> bytes:
+        """Wait a while for the first bytes of an answer. For ``SentRequest``.
+
+        Raises:
+            NotYetError: there are none so far, and it is not ``end_s`` yet.
+        """
         try:
-            if line.gettimeout() != timeout_s:  # setting it asks the kernel
-                line.settimeout(timeout_s)
-            answer, is_reusable = self._exchange(line, method, head, body)
+            return line.recv(READ_BYTES)
         except BaseException as error:
-            line.close()
-            if isinstance(error, TimeoutError):
-                raise ReadTimeoutError(endpoint_url=self._url, error=error) from error
-            if isinstance(error, (OSError, http.client.HTTPException, EOFError)):
-                raise ConnectionClosedError(endpoint_url=self._url, error=error) from error
+            if isinstance(error, TimeoutError) and time.monotonic() < end_s:
+                self.widen(is_slow=True)
+                raise NotYetError from None
+            self._drop(line)
+            self._tell(error)
             raise
-        if is_reusable:
+
+    def read(self, line: socket.socket, method: str, *, was_sent: bool, begun: bytes | None = None) -> HttpAnswer:
+        """Read the answer on a connection. For ``SentRequest``."""
+        try:
+            answer, is_whole = read_answer(line, method, begun)
+        except BaseException as error:
+            self._drop(line)
+            self._tell(error)
+            raise
+        if was_sent and is_whole:
             self._give(line)
         else:
-            line.close()
+            self._drop(line)
         return answer
+
+    def widen(self, *, is_slow: bool) -> None:
+        """Connect behind if one was missing: as many again as there are, within the bounds. For ``SentRequest``."""
+        if not self._is_short or self._is_closed or not (is_slow or self._open < _FEW):
+            return
+        self._is_short = False
+        with self._lock:
+            room = min(_CONNECTING - self._connecting, self._keep - self._open - self._connecting)
+            count = max(0, min(room, max(1, self._open)))
+            self._connecting += count
+        started = 0
+        try:
+            for started in range(count):  # noqa: B007 - how many were, should one not
+                threading.Thread(target=self._connect_behind, name="artifactsync-connect", daemon=True).start()
+        except RuntimeError:  # the interpreter is ending and starts no more threads
+            with self._lock:
+                self._connecting -= count - started
 
     def close(self) -> None:
         """Close the idle connections."""
+        self._is_closed = True
         _close_all(self._idle)
+        _close_all(self._new)
 
-    def _exchange(self, line: socket.socket, method: str, head: bytes, body: bytes) -> tuple[HttpAnswer, bool]:
-        was_sent = True
+    def _head(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> bytes:
+        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        if fields.count("\n") != len(headers) or fields.count("\r") != len(headers):
+            raise self._words.unfit(self._url, ValueError("a header has a line break in it"))
+        return f"{method} {target} HTTP/1.1\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode()
+
+    def _put(self, line: socket.socket, head: bytes, body: bytes, timeout_s: float) -> bool:
+        """Send; False if it was refused in mid-body, and the answer may be there all the same."""
         try:
+            if line.gettimeout() != timeout_s:  # setting it asks the kernel
+                line.settimeout(timeout_s)
             if len(body) <= _TOGETHER_BYTES:
                 line.sendall(head + body)
             else:
                 line.sendall(head)
                 line.sendall(body)
         except (BrokenPipeError, ConnectionResetError):
-            was_sent = False  # a refusal in mid-body: its answer may be there all the same
-        answer, is_whole = read_answer(line, method)
-        return answer, was_sent and is_whole
+            return False
+        except BaseException as error:
+            self._drop(line)
+            self._tell(error)
+            raise
+        return True
+
+    def _tell(self, error: BaseException) -> None:
+        """Raise the word for an error of a connection, if it is one."""
+        if isinstance(error, TimeoutError):
+            raise self._words.silent(self._url, error) from error
+        if isinstance(error, (OSError, http.client.HTTPException, EOFError)):
+            raise self._words.broken(self._url, error) from error
+
+    def _connect_behind(self) -> None:
+        try:
+            with contextlib.suppress(Exception):  # whoever needs a connection will see
+                self._new.append(self._connect())
+        finally:
+            with self._lock:
+                self._connecting -= 1
+            if self._is_closed:
+                _close_all(self._new)
 
     def _connect(self) -> socket.socket:
         try:
             line = socket.create_connection((self._host, self._port), self._connect_timeout_s)
         except TimeoutError as error:
-            raise ConnectTimeoutError(endpoint_url=self._url, error=error) from error
+            raise self._words.late(self._url, error) from error
         except OSError as error:
-            raise EndpointConnectionError(endpoint_url=self._url, error=error) from error
+            raise self._words.unreachable(self._url, error) from error
         try:
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._tls_context().wrap_socket(line, server_hostname=self._host) if self._is_tls else line
+            if self._is_tls:
+                line = self._tls_context().wrap_socket(line, server_hostname=self._host)
         except TimeoutError as error:
             line.close()
-            raise ConnectTimeoutError(endpoint_url=self._url, error=error) from error
+            raise self._words.late(self._url, error) from error
         except ssl.SSLError as error:
             line.close()
-            raise SSLError(endpoint_url=self._url, error=error) from error
+            raise self._words.untrusted(self._url, error) from error
         except OSError as error:
             line.close()
-            raise EndpointConnectionError(endpoint_url=self._url, error=error) from error
+            raise self._words.unreachable(self._url, error) from error
+        with self._lock:
+            self._open += 1
+        return line
 
     def _tls_context(self) -> ssl.SSLContext:
         with self._lock:
@@ -149,19 +269,25 @@ class HttpLines:
             return self._tls
 
     def _take(self) -> socket.socket | None:
-        """An idle connection on which nothing has come; the latest one first."""
-        while (line := self._pop()) is not None:
+        """A free connection on which nothing has come; the one that was used last first."""
+        while (line := self._pop(self._idle)) is not None:
             if not _has_something(line):
                 return line
-            line.close()
+            self._drop(line)
+        while (line := self._pop(self._new)) is not None:
+            if self._is_tls or not _has_something(line):  # of TLS it may be a ticket
+                return line
+            self._drop(line)
         return None
 
-    def _pop(self) -> socket.socket | None:
+    def _pop(self, lines: deque[socket.socket]) -> socket.socket | None:
         if self._pid != os.getpid():  # what is here belongs to the parent, and closing the copies does not end them
             self._lock, self._pid = threading.Lock(), os.getpid()
+            self._open = self._connecting = 0
             _close_all(self._idle)
+            _close_all(self._new)
         try:
-            return self._idle.pop()
+            return lines.pop()
         except IndexError:
             return None
 
@@ -169,7 +295,42 @@ class HttpLines:
         if len(self._idle) < self._keep:
             self._idle.append(line)
         else:
-            line.close()
+            self._drop(line)
+
+    def _drop(self, line: socket.socket) -> None:
+        line.close()
+        with self._lock:
+            self._open -= 1
+
+
+class SentRequest:
+    """A request that was sent, and whose answer was not read yet. One that is dropped unread ends its connection.
+
+    Args:
+        lines: Where the connection came from, and goes back to.
+        line: The connection.
+        method: Of HTTP.
+        timeout_s: Longest wait for the answer to begin.
+        was_sent: Whether all of the request was.
+    """
+
+    def __init__(self, lines: HttpLines, line: socket.socket, method: str, timeout_s: float, *, was_sent: bool) -> None:
+        self._lines, self._line, self._method, self._was_sent = lines, line, method, was_sent
+        self._end_s = time.monotonic() + timeout_s
+
+    def answer(self) -> HttpAnswer:
+        """Wait for the answer and read it; not again after that.
+
+        Raises:
+            NotYetError: it has not begun for a while: call again, before or after other answers.
+            Exception: as ``HttpLines.send``.
+        """
+        began_s = time.monotonic()
+        begun = self._lines.hear(self._line, self._end_s)
+        is_slow = time.monotonic() - began_s > _SLOW_S
+        answer = self._lines.read(self._line, self._method, was_sent=self._was_sent, begun=begun)
+        self._lines.widen(is_slow=is_slow)
+        return answer
 
 
 class ProxyLines:
@@ -187,7 +348,7 @@ class ProxyLines:
         self, url: str, *, proxies: Mapping[str, str], ca_file: str, connect_timeout_s: float, keep: int
     ) -> None:
         self._url = url
-        self.host = HttpLines(url, ca_file=ca_file, connect_timeout_s=connect_timeout_s, keep=1).host
+        self.host = _host_field(url)
         """For the header ``Host``."""
         self._how = {"verify": ca_file, "proxies": dict(proxies), "max_pool_connections": keep}
         self._connect_timeout_s = connect_timeout_s
@@ -202,6 +363,13 @@ class ProxyLines:
         request = AWSPreparedRequest(method, self._url + target, fields, body, stream_output=False)
         answer = self._session(timeout_s).send(request)
         return HttpAnswer(answer.status_code, answer.headers, bytes(answer.content))
+
+    def has_free(self) -> bool:
+        """False: the session waits for each answer."""
+        return False
+
+    def begin(self, *_: object) -> None:
+        """See ``HttpLines.begin``: None is free."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -222,6 +390,13 @@ class ProxyLines:
                     **self._how,
                 )
             return self._sessions[key]
+
+
+def _host_field(url: str) -> str:
+    place = urlsplit(url)
+    host, usual = place.hostname or "", _DEFAULT_PORTS[place.scheme]
+    shown = f"[{host}]" if ":" in host else host
+    return shown if place.port in (None, usual) else f"{shown}:{place.port}"
 
 
 def _close_all(lines: deque[socket.socket]) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from artifactsync.stores.ahead import begin_get, begin_put, can_begin
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from artifactsync.stores.origin import Origin
     from artifactsync.stores.protocol import Body, ObjectInfo, Store
@@ -27,6 +29,7 @@ class PrefixStore:
         self.store = store
         self.prefix = prefix.strip("/") + "/"
         self.ordered_listing: bool = getattr(store, "ordered_listing", False)
+        self.can_begin = can_begin(store)
         self.origin: Origin | None = None
         """What ``open_store`` made it from, if another process could."""
 
@@ -42,6 +45,15 @@ class PrefixStore:
     def put(self, key: str, body: Body | bytes) -> ObjectInfo:
         """See ``Store.put``."""
         return self._inside(self.store.put(self.prefix + key, body))
+
+    def begin_get(self, key: str, *, start: int, end: int) -> Callable[[], bytes] | None:
+        """See ``stores.ahead``."""
+        return begin_get(self.store, self.prefix + key, start=start, end=end)
+
+    def begin_put(self, key: str, data: bytes, *, sha256: str) -> Callable[[], ObjectInfo] | None:
+        """See ``stores.ahead``."""
+        info = begin_put(self.store, self.prefix + key, data, sha256=sha256)
+        return None if info is None else lambda: self._inside(info())
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """See ``Store.put_if_absent``."""

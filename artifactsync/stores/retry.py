@@ -22,6 +22,7 @@ from artifactsync.errors import (
     TransientStoreError,
     UnknownOutcomeError,
 )
+from artifactsync.stores.ahead import begin_get, begin_put, can_begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,6 +80,7 @@ class RetryStore:
         self.store = store
         self.policy = policy or RetryPolicy()
         self.ordered_listing: bool = getattr(store, "ordered_listing", False)
+        self.can_begin = can_begin(store)
         self.origin: Origin | None = None
         """What ``open_store`` made it from, if another process could."""
         self._closed = threading.Event()
@@ -104,6 +106,14 @@ class RetryStore:
     def put(self, key: str, body: Body | bytes) -> ObjectInfo:
         """See ``Store.put``; the body is read anew for each try."""
         return self._retry(lambda: self.store.put(key, body))
+
+    def begin_get(self, key: str, *, start: int, end: int) -> Callable[[], bytes] | None:
+        """See ``stores.ahead``; asked once, for who asks again is whoever waits for the answer."""
+        return begin_get(self.store, key, start=start, end=end)
+
+    def begin_put(self, key: str, data: bytes, *, sha256: str) -> Callable[[], ObjectInfo] | None:
+        """See ``stores.ahead``; sent once."""
+        return begin_put(self.store, key, data, sha256=sha256)
 
     def put_if_absent(self, key: str, body: Body | bytes) -> ObjectInfo:
         """See ``Store.put_if_absent``: passed on once, never sent again."""

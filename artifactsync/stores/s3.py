@@ -70,6 +70,7 @@ class S3ObjectStore(ObjectStore):
     """
 
     max_create_bytes = 5 * 1024 * 1024 * _MIB
+    can_begin = True
 
     def __init__(self, bucket: str, settings: S3Settings) -> None:
         url = f"s3://{bucket}"
@@ -89,15 +90,28 @@ class S3ObjectStore(ObjectStore):
         if end is not None and end <= start:
             self.head(key)
             return b""
-        is_whole = start == 0 and end is None
-        fields = {} if is_whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
         is_long = end is None or end - start > SHORT_BYTES
         if is_long:
             self._make_contact(key)
+        fields = _range(start, end)
         reply = self._send("GET", key, headers=fields, is_long=is_long, also_fine=_RANGE_NOT_SATISFIABLE)
-        if reply.status == _RANGE_NOT_SATISFIABLE:
-            return b""
-        return reply.content if is_whole or reply.status == _PARTIAL else reply.content[start:end]
+        return _content(reply, start, end)
+
+    def begin_get(self, key: str, *, start: int, end: int) -> Callable[[], bytes] | None:
+        """Ask for the bytes ``[start, end)``. See ``stores.ahead``."""
+        if not self._was_answered or end <= start:
+            return None
+        _refuse_control_characters(key)
+        reply = self._open_wire().begin("GET", key, headers=_range(start, end), also_fine=_RANGE_NOT_SATISFIABLE)
+        return None if reply is None else lambda: _content(reply(), start, end)
+
+    def begin_put(self, key: str, data: bytes, *, sha256: str) -> Callable[[], ObjectInfo] | None:
+        """Send an object. See ``stores.ahead``."""
+        if not self._was_answered or (self._settings.encryption and not self._is_encrypting):
+            return None
+        _refuse_control_characters(key)
+        reply = self._open_wire().begin("PUT", key, body=data, sha256=sha256, headers=self._encryption_headers)
+        return None if reply is None else lambda: self._stored(reply(), key, data)
 
     def head(self, key: str) -> ObjectInfo:
         """Return what the store knows of an object. See ``Store.head``."""
@@ -222,6 +236,9 @@ class S3ObjectStore(ObjectStore):
         fields = self._encryption_headers | ({"If-None-Match": "*"} if is_create else {})
         wanted: dict[str, Any] = {"headers": fields, "is_create": is_create}
         sent = self._with_checksum(lambda: self._send("PUT", key, body=data, is_long=is_long, **wanted))
+        return self._stored(sent, key, data)
+
+    def _stored(self, sent: Reply, key: str, data: bytes) -> ObjectInfo:
         self._check_encrypted(sent, key)
         return ObjectInfo(key=key, size_bytes=len(data), etag=sent.headers.get("ETag"))
 
@@ -334,6 +351,9 @@ class S3ObjectStore(ObjectStore):
         return reply
 
     def _open_wire(self) -> S3Wire:
+        wire = self._wire
+        if wire is not None and self._client_pid == os.getpid():
+            return wire
         service_url = self._boto().meta.endpoint_url
         with self._client_lock:
             if self._wire is None:
@@ -379,6 +399,18 @@ def s3_store(bucket: str, storage_options: Mapping[str, Any]) -> S3ObjectStore:
     return S3ObjectStore(bucket, read_s3_settings(storage_options))
 
 
+def _range(start: int, end: int | None) -> dict[str, str]:
+    is_whole = start == 0 and end is None
+    return {} if is_whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+
+
+def _content(reply: Reply, start: int, end: int | None) -> bytes:
+    if reply.status == _RANGE_NOT_SATISFIABLE:
+        return b""
+    is_whole = start == 0 and end is None
+    return reply.content if is_whole or reply.status == _PARTIAL else reply.content[start:end]
+
+
 def _refuse_control_characters(key: str) -> None:
     """Refuse what obstore refuses, so that a key does not depend on its body's length.
 
@@ -386,7 +418,7 @@ def _refuse_control_characters(key: str) -> None:
         UnsafeKeyError: the key would be changed on its way, or has control characters.
     """
     split_key(key)
-    if any(unicodedata.category(char) == "Cc" for char in key):
+    if not key.isprintable() and any(unicodedata.category(char) == "Cc" for char in key):
         raise UnsafeKeyError(f"the key {key!r} has control characters", hint="use keys such as run/model.pt")
 
 

@@ -52,6 +52,9 @@ class FaultyStore:
         on_answer: Called after each call was applied and before its answer is given.
     """
 
+    can_begin = True
+    """Requests that are begun (``stores.ahead``) are applied when their answers are asked for."""
+
     def __init__(
         self,
         store: Store,
@@ -85,6 +88,14 @@ class FaultyStore:
         """How many faults took effect."""
         with self._plan.lock:
             return self._plan.hits.total()
+
+    def begin_get(self, key: str, *, start: int, end: int) -> Callable[[], bytes]:
+        """See ``stores.ahead``."""
+        return lambda: self.get(key, start=start, end=end)
+
+    def begin_put(self, key: str, data: bytes, *, sha256: str) -> Callable[[], ObjectInfo]:  # noqa: ARG002
+        """See ``stores.ahead``."""
+        return lambda: self.put(key, BytesBody(data))
 
     def get(self, key: str, *, start: int = 0, end: int | None = None) -> bytes:
         """Get, perhaps cut or with a wrong bit."""

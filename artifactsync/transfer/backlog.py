@@ -43,6 +43,8 @@ class Backlog:
         self._make_lock()
         self.schedule = Schedule(max_running, keeps_room=keeps_room)
         self.failures = Failures()
+        self.added = 0
+        """How many were ever taken."""
         self.pending_files = 0
         self.pending_bytes = 0
         self._pending_plain = 0
@@ -106,6 +108,7 @@ class Backlog:
             upload.fd = fd
         for old in self.schedule.add(upload):
             self.replace(old, upload)
+        self.added += 1
         self.pending_files += 1
         self._pending_plain += not upload.is_urgent
         self.pending_bytes += upload.size_bytes

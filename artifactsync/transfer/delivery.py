@@ -9,6 +9,7 @@ Invariants: ``run`` never raises; after it the upload is settled or will be trie
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from artifactsync.errors import (
@@ -16,21 +17,27 @@ from artifactsync.errors import (
     AlreadyExistsError,
     ArtifactSyncError,
     ConfigurationError,
+    FileChangedError,
     RemoteUnreachableError,
+    TransientStoreError,
     UploadError,
 )
+from artifactsync.stores.ahead import AHEAD_BYTES, NotYetError, begin_put
 from artifactsync.stores.origin import origin_of
+from artifactsync.transfer.ahead import work_ahead
 from artifactsync.transfer.failures import release_frames
 from artifactsync.transfer.hashing import FileBody
-from artifactsync.transfer.sending import send_file
+from artifactsync.transfer.sending import confirmed, send_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from artifactsync.stores.protocol import ObjectInfo, Store
     from artifactsync.transfer.backlog import Backlog
     from artifactsync.transfer.being_written import GrowingBody
     from artifactsync.transfer.clock import Clock
     from artifactsync.transfer.courier import Courier
+    from artifactsync.transfer.hashing import FileDigest
     from artifactsync.transfer.meter import Meter, Throttle
     from artifactsync.transfer.patience import Patience
     from artifactsync.transfer.politeness import Politeness
@@ -48,6 +55,37 @@ def _body(upload: Upload, source: str | int, on_read: Callable[[int], None]) -> 
     if upload.writing is not None:
         return upload.writing.open(on_read)
     return FileBody(source, growing=upload.growing, on_read=on_read)
+
+
+def _nothing() -> None:
+    """What ends an upload that is at its end."""
+
+
+class _Quick:
+    """A quick upload, and its bytes from the time they were read."""
+
+    def __init__(self, upload: Upload) -> None:
+        self.upload = upload
+        self.data = b""
+        self.digest: FileDigest | None = None
+
+    def read(self, on_read: Callable[[int], None]) -> None:
+        """Read the file: all of it, as it is at one moment.
+
+        Raises:
+            FileChangedError: it is longer by now than what is quick.
+        """
+        source = self.upload.path if self.upload.fd is None else self.upload.fd
+        with FileBody(source, growing=self.upload.growing, on_read=on_read) as body:
+            if body.size_bytes > AHEAD_BYTES:
+                raise FileChangedError(f"{self.upload.path} has grown")
+            self.data = body.read()
+            self.digest = body.digest
+
+    def begin(self, store: Store) -> Callable[[], ObjectInfo] | None:
+        """Begin to send what was read; see ``stores.ahead``."""
+        assert self.digest is not None
+        return begin_put(store, self.upload.key, self.data, sha256=self.digest.sha256)
 
 
 class Delivery:
@@ -85,18 +123,8 @@ class Delivery:
 
     def run(self, upload: Upload) -> None:
         """Try an upload once that the schedule gave out."""
-        now = self._clock.monotonic()
-        upload.first_try_s = now if upload.first_try_s is None else upload.first_try_s
-        upload.attempts += 1
-        upload.moved_bytes = 0
-
-        def on_read(count_bytes: int) -> None:
-            self._check_abort(upload)
-            upload.moved_bytes += count_bytes
-            self._meter.add(count_bytes)
-            if self._throttle is not None:
-                self._throttle.take(count_bytes, lambda: self._check_abort(upload))
-
+        self._count_try(upload)
+        on_read = partial(self._on_read, upload)
         try:
             self._check_abort(upload)
             upload.check()
@@ -112,11 +140,79 @@ class Delivery:
             release_frames(error)
             self._failed(upload, self._given_up(upload, error))
         else:
+            self._sent(upload, outcome)
+
+    @property
+    def can_run_ahead(self) -> bool:
+        """Whether several quick uploads can be under way on one thread."""
+        return self._throttle is None and self._remote.can_begin
+
+    def run_ahead(self, uploads: Iterable[Upload | None]) -> None:
+        """Try quick uploads once each, with many under way at a time; None where there is none just now."""
+        work_ahead((None if upload is None else _Quick(upload) for upload in uploads), self._begin)
+
+    def _begin(self, quick: _Quick, is_alone: bool) -> Callable[[], object] | None:
+        """Begin a quick upload; where something is the matter with it, it is tried in the usual way."""
+        upload = quick.upload
+        try:
+            if quick.digest is None:
+                self._check_abort(upload)
+                upload.check()
+                quick.read(partial(self._on_read, upload))
+            info = quick.begin(self._remote.store())
+        except BaseException as error:  # noqa: BLE001 - the usual way says what it is, and settles the upload
+            release_frames(error)
             with self._backlog.held():
-                self.was_answered = True
-                self._was_warned = False
-                self._backlog.schedule.finish(upload)
-                self._backlog.settle(upload, outcome)
+                upload.is_quick = False
+                self._backlog.schedule.postpone(upload, self._clock.monotonic())
+                self._backlog.tell_all()
+            return _nothing
+        if info is not None:
+            return partial(self._end, quick, info)
+        if not is_alone:
+            return None
+        self.run(upload)  # now: with others begun, it would hold up what they are answered
+        return _nothing
+
+    def _end(self, quick: _Quick, info: Callable[[], ObjectInfo]) -> None:
+        upload = quick.upload
+        assert quick.digest is not None
+        try:
+            sent = confirmed(self._remote.store(), upload.key, info(), quick.digest)
+        except NotYetError:
+            raise
+        except ArtifactSyncError as error:
+            self._count_try(upload)
+            release_frames(error)
+            upload.is_quick = False
+            self._failed(upload, error, is_first=True)
+        except BaseException as error:  # noqa: BLE001 - as in run
+            self._count_try(upload)
+            release_frames(error)
+            self._failed(upload, self._given_up(upload, error))
+        else:
+            self._count_try(upload)
+            self._sent(upload, sent)
+
+    def _sent(self, upload: Upload, outcome: UploadedFile) -> None:
+        with self._backlog.held():
+            self.was_answered = True
+            self._was_warned = False
+            self._backlog.schedule.finish(upload)
+            self._backlog.settle(upload, outcome)
+
+    def _count_try(self, upload: Upload) -> None:
+        if upload.first_try_s is None:
+            upload.first_try_s = self._clock.monotonic()
+        upload.attempts += 1
+        upload.moved_bytes = 0
+
+    def _on_read(self, upload: Upload, count_bytes: int) -> None:
+        self._check_abort(upload)
+        upload.moved_bytes += count_bytes
+        self._meter.add(count_bytes)
+        if self._throttle is not None:
+            self._throttle.take(count_bytes, lambda: self._check_abort(upload))
 
     def _send(self, upload: Upload, source: str | int, on_read: Callable[[int], None]) -> UploadedFile:
         store = self._remote.store()
@@ -147,8 +243,14 @@ class Delivery:
             self._courier = None  # from here it could be sent
         return sent
 
-    def _failed(self, upload: Upload, error: ArtifactSyncError) -> None:
-        """Try again later, or give up."""
+    def _failed(self, upload: Upload, error: ArtifactSyncError, *, is_first: bool = False) -> None:
+        """Try again later, or give up.
+
+        Args:
+            upload: What was tried.
+            error: What came of it.
+            is_first: It is the error of one request; those of the usual way were sent again for a while already.
+        """
         now = self._clock.monotonic()
         with self._backlog.held():
             self.was_answered = self.was_answered or not isinstance(error, RemoteUnreachableError)
@@ -164,7 +266,7 @@ class Delivery:
                 self._backlog.schedule.finish(upload)
                 self._backlog.settle(upload, self._given_up(upload, error))
             else:
-                self._postpone(upload, error, now)
+                self._postpone(upload, error, now, is_quiet=is_first and isinstance(error, TransientStoreError))
 
     def _gives_up(self, upload: Upload, error: ArtifactSyncError, now: float) -> bool:
         return (
@@ -179,10 +281,10 @@ class Delivery:
             )
         )
 
-    def _postpone(self, upload: Upload, error: ArtifactSyncError, now: float) -> None:
+    def _postpone(self, upload: Upload, error: ArtifactSyncError, now: float, *, is_quiet: bool) -> None:
         upload.has_failed = True
         self._backlog.failures.note_trouble(upload.key, error)
-        if not self._was_warned:
+        if not (self._was_warned or is_quiet):
             self._was_warned = True
             self._backlog.log_later(logging.WARNING, f"upload of {upload.key} failed and will be tried again: {error}")
         pause_s = self._patience.pause_s(error, max(1, upload.attempts))

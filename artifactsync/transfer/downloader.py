@@ -99,7 +99,7 @@ class Downloader:
         Raises:
             ArtifactSyncError: see ``download_file``.
         """
-        there = self._check_destination(wanted, folder, name, overwrite=overwrite)
+        there = self.find_there(wanted, folder, name, overwrite=overwrite)
         if there is not None:
             self.progress(there.size_bytes)
             return there, True
@@ -135,7 +135,7 @@ class Downloader:
             if self._threads is not None:
                 self._threads.shutdown(cancel_futures=True)
 
-    def _check_destination(self, wanted: Wanted, folder: Folder, name: str, *, overwrite: bool) -> FileDigest | None:
+    def find_there(self, wanted: Wanted, folder: Folder, name: str, *, overwrite: bool) -> FileDigest | None:
         """Return the digest of what is at the destination if it is what is wanted."""
         found = folder.stat(name)
         path = folder.path / name

@@ -212,6 +212,20 @@ class FileBody:
                 if is_last:
                     return
 
+    def read(self) -> bytes:
+        """All of the bytes at once, of a file that is small.
+
+        Raises:
+            FileChangedError: the file changed since the body was made.
+        """
+        self._settle()
+        data = self._read(self.size_bytes, 0)
+        self._check_unchanged()
+        self._digest = FileDigest(len(data), hashlib.sha256(data).hexdigest())
+        if self._on_read is not None:
+            self._on_read(len(data))
+        return data
+
     def digest_now(self) -> FileDigest:
         """The digest of what the body sends, reading the file if no iteration was whole yet.
 

@@ -9,6 +9,7 @@ and two paths that would be one file here are refused.
 from __future__ import annotations
 
 import secrets
+import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from artifactsync.errors import DamagedError, ObjectNotFoundError, UnsafeKeyErro
 from artifactsync.naming.layout import check_relative, fold_case
 from artifactsync.transfer.download import Downloader, Wanted
 from artifactsync.transfer.folder import Folder
+from artifactsync.transfer.quick_pull import QuickPull, is_quick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from artifactsync.stores.protocol import Store
 
@@ -84,38 +87,53 @@ def pull_files(
     with Folder(Path(destination)) as root:
         _refuse_clashes(items, root)
         with Downloader(store, on_progress=on_progress) as downloader:
+            is_stopped = threading.Event()
 
-            def pull(item: PullItem) -> tuple[int, bool]:
-                *above, name = item.path.split("/")
-                wanted = Wanted(key=item.key, size_bytes=item.size_bytes, sha256=item.sha256)
-                with root.descend(tuple(above)) as folder:
-                    try:
-                        digest, was_there = downloader.fetch(wanted, folder, name, overwrite=overwrite)
-                    except DamagedError as error:
-                        if item.sha256 is not None:
-                            raise
-                        # Of no known bytes: a log that has grown since it was listed, as those of a live run do.
-                        try:
-                            digest, was_there = downloader.fetch(
-                                Wanted(key=item.key), folder, name, overwrite=overwrite
-                            )
-                        except ObjectNotFoundError:
-                            raise error from None
-                return digest.size_bytes, was_there
+            def pull(item: PullItem, pause_s: float = 0.0) -> tuple[int, bool]:
+                is_stopped.wait(pause_s)
+                return _pull(item, root, downloader, overwrite=overwrite)
 
+            quick = QuickPull(store, root, downloader, pull, overwrite=overwrite)
+            futures: list[Future[tuple[int, bool]]] = []
             with ThreadPoolExecutor(min(_MAX_FILES, len(items)), "artifactsync-pull") as threads:
-                futures = [threads.submit(pull, item) for item in items]
                 try:
+                    for item in items:
+                        if not is_quick(store, item):
+                            futures.append(threads.submit(pull, item))
+                            futures[-1].add_done_callback(quick.stop_if_failed)
+                    quick.run(item for item in items if is_quick(store, item))
+                    futures += [threads.submit(pull, item, pause_s) for item, pause_s in quick.left]
                     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
                     results = [future.result() for future in done]
                 except BaseException:
+                    is_stopped.set()
                     downloader.stop()
                     for future in futures:
                         future.cancel()
                     raise
     return PullTotals(
-        len(results), sum(size_bytes for size_bytes, _ in results), sum(was_there for _, was_there in results)
+        quick.files + len(results),
+        quick.bytes + sum(size_bytes for size_bytes, _ in results),
+        quick.skipped_files + sum(was_there for _, was_there in results),
     )
+
+
+def _pull(item: PullItem, root: Folder, downloader: Downloader, *, overwrite: bool) -> tuple[int, bool]:
+    """Bring one object here; returns its length, and whether it was here already."""
+    *above, name = item.path.split("/")
+    wanted = Wanted(key=item.key, size_bytes=item.size_bytes, sha256=item.sha256)
+    with root.descend(tuple(above)) as folder:
+        try:
+            digest, was_there = downloader.fetch(wanted, folder, name, overwrite=overwrite)
+        except DamagedError as error:
+            if item.sha256 is not None:
+                raise
+            # Of no known bytes: a log that has grown since it was listed, as those of a live run do.
+            try:
+                digest, was_there = downloader.fetch(Wanted(key=item.key), folder, name, overwrite=overwrite)
+            except ObjectNotFoundError:
+                raise error from None
+    return digest.size_bytes, was_there
 
 
 def _refuse_clashes(items: Sequence[PullItem], root: Folder) -> None:

@@ -60,7 +60,7 @@ class UploadQueue:
 
     Args:
         store: Where to, or what opens it on first use, on a worker thread; not closed by the queue.
-        max_concurrency: Files uploaded at a time.
+        max_concurrency: Files uploaded at a time; if more than one, small ones (64 KiB) may be up to 64 at a time.
         bandwidth_limit_bytes_per_s: Upper limit of all uploads together; None is none.
         max_pending_files: When so many uploads wait that are not urgent, a new one of them fails at once instead of
             blocking the training.
@@ -118,6 +118,8 @@ class UploadQueue:
         self._workers = Workers(
             self._backlog,
             self._delivery.run,
+            self._delivery.run_ahead,
+            lambda: self._delivery.can_run_ahead,
             lambda is_running: self._politeness.look(is_running=is_running),
             max_threads=max_concurrency,
             clock=clock,

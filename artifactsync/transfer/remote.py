@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from artifactsync.stores.ahead import can_begin
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,6 +32,11 @@ class Remote:
             assert self._open is not None
             self._opened = self._open()
         return self._opened
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether it is open, and its requests can be begun before other answers were read (``stores.ahead``)."""
+        return self._opened is not None and can_begin(self._opened)
 
     @property
     def url(self) -> str:

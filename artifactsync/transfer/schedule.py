@@ -98,6 +98,21 @@ class Schedule:
             return lane[0]
         return None
 
+    def take_quick(self) -> Upload | None:
+        """Return the next upload if it is a quick one, to run beside others of the same worker, in its share."""
+        line = self._urgent if len(self._urgent) else self._plain
+        while line.small:
+            lane = self._lanes.get(line.small[0])
+            if lane and not lane[0].is_quick:
+                return None
+            key = line.small.popleft()
+            if lane:
+                self._states[key] = "running"
+                self._running_small.add(key)
+                return lane[0]
+            self._forget(key)
+        return None
+
     def finish(self, upload: Upload) -> None:
         """The running upload is settled: the next one of its key may run."""
         self._stop(upload)
@@ -148,6 +163,11 @@ class Schedule:
     def pending(self) -> list[Upload]:
         """All uploads that are not settled."""
         return [upload for lane in self._lanes.values() for upload in lane]
+
+    @property
+    def running_count(self) -> int:
+        """How many are running."""
+        return len(self._running_big) + len(self._running_small)
 
     def running(self) -> list[Upload]:
         """Those that are running."""

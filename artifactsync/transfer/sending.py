@@ -46,7 +46,15 @@ def send_file(store: Store, key: str, body: FileBody | GrowingBody, *, overwrite
         ArtifactSyncError: what the store raised.
     """
     info = store.put(key, body) if overwrite else _create(store, key, body)
-    digest = body.digest_now()
+    return confirmed(store, key, info, body.digest_now())
+
+
+def confirmed(store: Store, key: str, info: ObjectInfo, digest: FileDigest) -> UploadedFile:
+    """What was sent, if what the store says of it fits.
+
+    Raises:
+        TransientStoreError: it does not.
+    """
     if info.size_bytes != digest.size_bytes:
         raise TransientStoreError(
             f"{store.url}/{key} has {info.size_bytes} bytes after an upload of {digest.size_bytes}",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from artifactsync.errors import ArtifactSyncError, ConfigurationError, UploadError, WaitTimeoutError
+from artifactsync.stores.ahead import AHEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +117,8 @@ class Upload:
         self.may_be_there = False  # a create-only try may have been applied
         self.reported = False  # its failure was raised in a caller
         self.is_given_up = False  # it stops at its next chunk
+        is_plain = overwrite and tail is None and writing is None
+        self.is_quick = is_plain and size_bytes <= AHEAD_BYTES  # may be sent before the answers to others were read
         self.future: futures.Future[UploadedFile] = futures.Future()
         self._pid = os.getpid()
         self._cancel = cancel

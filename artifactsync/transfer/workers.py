@@ -18,7 +18,7 @@ from artifactsync.transfer.clock import wait_on
 from artifactsync.transfer.pace import SMALL_BYTES, Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from artifactsync.transfer.backlog import Backlog
     from artifactsync.transfer.clock import Clock
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _IDLE_S = 60.0  # an idle thread ends after this long
 _TICK_S = 1.0  # how often the keeper looks
+_TURN = 1000  # quick uploads in a row by one worker, before it looks at what else there is
+_BURST = 2  # so many that were submitted while one was sent: there is somebody who submits one after the other
+_GATHER_S = 0.001  # then sending waits for so long, or the two take the interpreter lock from each other all the time
+_GATHERING_S = 0.03  # and no longer than this in a turn
 _STOP_S = 0.05  # no small upload was through for so long: those that run are not quick
 
 
@@ -35,6 +39,8 @@ class Workers:
     Args:
         backlog: What there is to do.
         run: One try of one upload; never raises.
+        run_ahead: One try of each of some quick ones, many under way at a time; never raises.
+        can_run_ahead: Whether that can be.
         look: Called every second or so while uploads are pending, without the lock; told whether any runs.
         max_threads: How many uploads at a time.
         clock: The ``time`` module, or a ``FakeClock``.
@@ -44,12 +50,15 @@ class Workers:
         self,
         backlog: Backlog,
         run: Callable[[Upload], None],
+        run_ahead: Callable[[Iterable[Upload | None]], None],
+        can_run_ahead: Callable[[], bool],
         look: Callable[[bool], None],
         *,
         max_threads: int,
         clock: Clock,
     ) -> None:
         self._backlog, self._run, self._look = backlog, run, look
+        self._run_ahead, self._can_run_ahead = run_ahead, can_run_ahead
         self._max_threads = max_threads
         self._clock = clock
         self._pace = Pace(max_threads)
@@ -65,7 +74,7 @@ class Workers:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="artifactsync-keeper", daemon=True)
                 self._keeper.start()
-            wanted = min(self._max_threads, len(schedule.running()) + schedule.ready)
+            wanted = min(self._max_threads, schedule.running_count + schedule.ready)
             while len(self._threads) < wanted:
                 worker = threading.Thread(target=self._work, name="artifactsync-upload", daemon=True)
                 self._threads.add(worker)
@@ -118,9 +127,14 @@ class Workers:
                 if not _is_small(upload):
                     self._run(upload)
                     continue
-                began_s, cpu_s = time.perf_counter(), time.thread_time()
-                self._run(upload)
-                self._note(time.perf_counter() - began_s, time.thread_time() - cpu_s)
+                watch = _Watch()
+                if upload.is_quick and self._max_threads > 1 and self._can_run_ahead():
+                    self._run_ahead(self._and_quick_ones(upload, watch))
+                else:
+                    self._run(upload)
+                self._note(watch)
+                with self._backlog.changed:
+                    self._running_small -= 1
         finally:
             with self._backlog.changed:
                 self._threads.discard(threading.current_thread())
@@ -151,10 +165,30 @@ class Workers:
         is_over = backlog.is_closed and not backlog.pending_files
         return not is_over and (backlog.changed.wait(_IDLE_S) or bool(backlog.schedule.ready))
 
-    def _note(self, wall_s: float, cpu_s: float) -> None:
+    def _and_quick_ones(self, upload: Upload, watch: _Watch) -> Iterator[Upload | None]:
+        """Yield a quick upload, and those after it as they are asked for; None where there is none just now.
+
+        What passes between two of them is taken for what one took: with many under way it is, on the whole.
+        """
+        yield upload
+        added, patience_s = self._backlog.added, _GATHERING_S
+        for _ in range(_TURN):
+            self._note(watch)
+            while patience_s > 0 and self._backlog.added - added >= _BURST:
+                added, patience_s = self._backlog.added, patience_s - _GATHER_S
+                time.sleep(_GATHER_S)
+                watch.lap()
+            added = self._backlog.added
+            with self._backlog.changed:
+                if self._running_small > self._pace.limit:
+                    return
+                following = self._backlog.schedule.take_quick()
+            yield following
+
+    def _note(self, watch: _Watch) -> None:
         """A small upload was tried."""
+        wall_s, cpu_s = watch.lap()
         with self._backlog.changed:
-            self._running_small -= 1
             self._passed_small += 1
             if self._pace.note(wall_s, cpu_s):
                 self._backlog.spare.notify_all()
@@ -174,6 +208,19 @@ class Workers:
             self._pace.open_up()
             backlog.spare.notify_all()
         return True
+
+
+class _Watch:
+    """What passed on this thread since it was looked at last."""
+
+    def __init__(self) -> None:
+        self._wall_s, self._cpu_s = time.perf_counter(), time.thread_time()
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds, and seconds of a core."""
+        wall_s, cpu_s = self._wall_s, self._cpu_s
+        self._wall_s, self._cpu_s = time.perf_counter(), time.thread_time()
+        return self._wall_s - wall_s, self._cpu_s - cpu_s
 
 
 def _is_small(upload: Upload) -> bool:

@@ -128,6 +128,31 @@ def write_beside(tmp_path):
         writing.source.close()
 
 
+@pytest.mark.parametrize("waits_s", [0.0, 0.005])
+def test_who_is_kept_waiting_after_each_call_makes_fewer(tmp_path, monkeypatch, waits_s):
+    writev, now_s, calls = os.writev, 0.0, []
+
+    def waiting(fd, buffers):
+        nonlocal now_s
+        now_s += waits_s  # without a core: another thread has the interpreter lock
+        calls.append(writev(fd, buffers))
+        return calls[-1]
+
+    monkeypatch.setattr("artifactsync.checkpoint.write.os.writev", waiting)
+    monkeypatch.setattr("artifactsync.checkpoint.write.time.perf_counter", lambda: now_s)
+    monkeypatch.setattr("artifactsync.checkpoint.write.time.thread_time", lambda: 0.0)
+    state = {f"layer{number}": torch.arange(size) for number, size in enumerate([3, 6 << 20, 100_001, 2 << 20])}
+    written = FileWriting(FileImage(state), tmp_path / "a.pt").run()
+    assert sum(calls) == written.size_bytes
+    assert hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest() == written.sha256
+    assert len(calls) >= 16, "short ones at first"
+    if waits_s:
+        assert max(calls) >= 16 << 20
+        assert len(calls) < 30
+    else:
+        assert max(calls) == 1 << 20
+
+
 @pytest.mark.usefixtures("courier")
 def test_the_process_beside_this_one_hashes_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(FileWriting, "_hash_into", lambda *_: pytest.fail("this process hashes too"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +17,13 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from artifactsync.stores.http_lines import HttpLines, ProxyLines
+from artifactsync.stores.http_lines import HttpLines, ProxyLines, SentRequest
+from artifactsync.stores.s3_wire import botocore_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
@@ -81,7 +86,9 @@ def serve() -> Iterator[Callable[..., tuple[Server, HttpLines]]]:
         def start(*words: bytes | None) -> tuple[Server, HttpLines]:
             server = Server(list(words))
             stack.callback(server.close)
-            lines = HttpLines(f"http://127.0.0.1:{server.port}", ca_file="", connect_timeout_s=5, keep=4)
+            lines = HttpLines(
+                f"http://127.0.0.1:{server.port}", words=botocore_words(), ca_file="", connect_timeout_s=5, keep=4
+            )
             stack.callback(lines.close)
             return server, lines
 
@@ -137,13 +144,13 @@ def test_silence_is_a_timeout(serve: Callable[..., tuple[Server, HttpLines]]) ->
 def test_nobody_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    lines = HttpLines(f"http://127.0.0.1:{port}", ca_file="", connect_timeout_s=5, keep=4)
+    lines = HttpLines(f"http://127.0.0.1:{port}", words=botocore_words(), ca_file="", connect_timeout_s=5, keep=4)
     with pytest.raises(EndpointConnectionError):
         lines.send("GET", "/k", {}, b"", 5)
 
 
 def test_no_header_brings_a_second_one() -> None:
-    lines = HttpLines("http://127.0.0.1:1", ca_file="", connect_timeout_s=5, keep=4)
+    lines = HttpLines("http://127.0.0.1:1", words=botocore_words(), ca_file="", connect_timeout_s=5, keep=4)
     with pytest.raises(HTTPClientError, match="line break"):
         lines.send("GET", "/k", {"X": "a\r\nY: b"}, b"", 5)
 
@@ -159,7 +166,7 @@ def test_no_header_brings_a_second_one() -> None:
     ],
 )
 def test_the_host_header_leaves_out_the_default_port(url: str, host: str) -> None:
-    assert HttpLines(url, ca_file="", connect_timeout_s=5, keep=4).host == host
+    assert HttpLines(url, words=botocore_words(), ca_file="", connect_timeout_s=5, keep=4).host == host
 
 
 def test_through_a_proxy(serve: Callable[..., tuple[Server, HttpLines]]) -> None:
@@ -175,3 +182,124 @@ def test_through_a_proxy(serve: Callable[..., tuple[Server, HttpLines]]) -> None
     assert proxy.requests[0].startswith(b"PUT http://store.invalid:9000/k HTTP/1.1\r\n")
     assert proxy.requests[0].lower().count(b"\nhost: store.invalid:9000") == 1
     lines.close()
+
+
+def _hold(lines: HttpLines, count: int) -> list[SentRequest]:
+    """Begin requests, and wait for connections that are made behind."""
+    begun: list[SentRequest] = []
+    end_s = time.monotonic() + 10
+    while len(begun) < count:
+        assert time.monotonic() < end_s
+        sent = lines.begin("GET", "/a", {"Host": lines.host}, b"", 5)
+        if sent is None:
+            begun.pop(0).answer()
+        else:
+            begun.append(sent)
+    return begun
+
+
+class Slow:
+    """Answers on every connection, each time after a while."""
+
+    def __init__(self, pause_s: float = 0.01) -> None:
+        self._pause_s = pause_s
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.lines = HttpLines(
+            f"http://127.0.0.1:{self._listener.getsockname()[1]}",
+            words=botocore_words(),
+            ca_file="",
+            connect_timeout_s=5,
+            keep=4,
+        )
+        self.open = self.most = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                line, _ = self._listener.accept()
+                with self._lock:
+                    self.open += 1
+                    self.most = max(self.most, self.open)
+                threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def _serve(self, line: socket.socket) -> None:
+        with line, contextlib.suppress(OSError):
+            while line.recv(65536):
+                time.sleep(self._pause_s)
+                line.sendall(OK)
+        with self._lock:
+            self.open -= 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lines.close()
+        self._listener.close()
+
+
+def test_nothing_is_begun_without_a_free_connection(serve: Callable[..., tuple[Server, HttpLines]]) -> None:
+    server, lines = serve(OK, OK)
+    assert not lines.has_free()
+    assert lines.begin("GET", "/a", {"Host": lines.host}, b"", 5) is None
+    lines.send("GET", "/a", {"Host": lines.host}, b"", 5)
+    assert lines.has_free()
+    sent = lines.begin("GET", "/b", {"Host": lines.host}, b"", 5)
+    assert not lines.has_free()
+    assert sent is not None
+    assert sent.answer().content == b"hi"
+    assert lines.has_free()
+    assert server.connections == 1
+
+
+def test_connections_are_made_behind_up_to_as_many_as_are_kept() -> None:
+    with Slow() as server:
+        server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5)
+        begun = _hold(server.lines, 4)
+        for _ in range(40):
+            assert server.lines.begin("GET", "/a", {"Host": server.lines.host}, b"", 5) is None
+            assert begun[0].answer().status_code == 200
+            sent = server.lines.begin("GET", "/a", {"Host": server.lines.host}, b"", 5)
+            assert sent is not None
+            begun = [*begun[1:], sent]
+        for sent in begun:
+            sent.answer()
+        assert server.most == 4
+
+
+def test_none_are_made_where_none_is_missing() -> None:
+    with Slow() as server:
+        for _ in range(20):
+            server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5)
+            sent = server.lines.begin("GET", "/a", {"Host": server.lines.host}, b"", 5)
+            assert sent is not None
+            sent.answer()
+        assert server.most == 1
+
+
+def test_a_lost_answer_ends_its_connection_and_is_an_error(serve: Callable[..., tuple[Server, HttpLines]]) -> None:
+    server, lines = serve(OK, None, OK)
+    lines.send("GET", "/a", {"Host": lines.host}, b"", 5)
+    sent = lines.begin("GET", "/b", {"Host": lines.host}, b"", 5)
+    assert sent is not None
+    with pytest.raises(ConnectionClosedError):
+        sent.answer()
+    assert not lines.has_free()
+    assert lines.send("GET", "/c", {"Host": lines.host}, b"", 5).content == b"hi"
+    assert server.connections == 2
+
+
+def test_a_forked_child_uses_no_connection_of_its_parent() -> None:
+    with Slow() as server:
+        server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5)
+        for sent in _hold(server.lines, 3):
+            sent.answer()
+        child = os.fork()
+        if not child:
+            is_well = server.lines.begin("GET", "/a", {"Host": server.lines.host}, b"", 5) is None
+            is_well = is_well and server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5).content == b"hi"
+            os._exit(0 if is_well else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert server.lines.has_free()

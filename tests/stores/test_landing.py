@@ -14,6 +14,7 @@ from artifactsync.stores import open_store
 from artifactsync.stores.http_answer import read_answer
 from artifactsync.stores.http_lines import HttpLines
 from artifactsync.stores.landing import landing, place_for
+from artifactsync.stores.s3_wire import botocore_words
 from artifactsync.transfer.download import download_file
 
 BODY = os.urandom(300_000)
@@ -92,7 +93,13 @@ def test_an_answer_that_breaks_off_is_an_error_also_in_a_place() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        lines = HttpLines(f"http://127.0.0.1:{listener.getsockname()[1]}", ca_file="", connect_timeout_s=5, keep=1)
+        lines = HttpLines(
+            f"http://127.0.0.1:{listener.getsockname()[1]}",
+            words=botocore_words(),
+            ca_file="",
+            connect_timeout_s=5,
+            keep=1,
+        )
         with landing(memoryview(bytearray(1 << 20))), pytest.raises(ConnectionClosedError):
             lines.send("GET", "/k", {}, b"", 5)
         thread.join()

@@ -63,8 +63,12 @@ class Quick(Pace):
             super().open_up()
 
 
+class Waiting(FaultyStore):
+    can_begin = False  # each worker waits for its answer
+
+
 def quick_queue(on_call, *, opens=True):
-    queue = UploadQueue(FaultyStore(open_store("memory://pace"), on_call=on_call), max_concurrency=4)
+    queue = UploadQueue(Waiting(open_store("memory://pace"), on_call=on_call), max_concurrency=4)
     queue._workers._pace = Quick(4, opens=opens)
     return queue
 

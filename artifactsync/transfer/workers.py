@@ -124,21 +124,25 @@ class Workers:
         """A worker thread: run uploads until there has been none for a while."""
         try:
             while (upload := self._next()) is not None:
-                if not _is_small(upload):
-                    self._run(upload)
-                    continue
-                watch = _Watch()
-                if upload.is_quick and self._max_threads > 1 and self._can_run_ahead():
-                    self._run_ahead(self._and_quick_ones(upload, watch))
+                if _is_small(upload):
+                    self._run_small(upload)
                 else:
                     self._run(upload)
-                self._note(watch)
-                with self._backlog.changed:
-                    self._running_small -= 1
+                del upload  # and with it the last hold on a file that may have been deleted
         finally:
             with self._backlog.changed:
                 self._threads.discard(threading.current_thread())
                 self._backlog.changed.notify_all()
+
+    def _run_small(self, upload: Upload) -> None:
+        watch = _Watch()
+        if upload.is_quick and self._max_threads > 1 and self._can_run_ahead():
+            self._run_ahead(self._and_quick_ones(upload, watch))
+        else:
+            self._run(upload)
+        self._note(watch)
+        with self._backlog.changed:
+            self._running_small -= 1
 
     def _next(self) -> Upload | None:
         """The next upload to run; None if this thread is not needed any more."""

@@ -24,6 +24,7 @@ from artifactsync.training.callback import Callback
 from artifactsync.training.event import Event
 from artifactsync.training.ranks import PER_RANK
 from artifactsync.training.schedule import schedule_of
+from artifactsync.transfer.removal import remove_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,19 +176,16 @@ class CheckpointSaver(Callback):
             self.saved.remove(pending)  # a newer one is durable
             file = self._files.pop(id(pending))
             if file not in self._files.values():
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
+                remove_file(file)
         committed = [p for p in self.saved if p.done() and p.exception() is None]
         live = {self._files[id(p)] for p in self.saved if p not in committed or p in committed[-kept:]}
         surplus = max(0, len(self._earlier) - max(0, kept - len(committed)))
         for file in self._earlier[:surplus]:
             if file not in live:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
+                remove_file(file)
         del self._earlier[:surplus]
         for pending in committed[:-kept]:
             self.saved.remove(pending)
             file = self._files.pop(id(pending))
             if file not in live:
-                with suppress(OSError):
-                    file.unlink(missing_ok=True)
+                remove_file(file)

@@ -211,6 +211,30 @@ class Opendal(_EachInThreads):
                 target.write(data)
 
 
+class OpendalHashed(Opendal):
+    """What ours does, with it: the sha256 of what is sent is known, and what was fetched is verified and synced."""
+
+    def prepare(self, folder: Path) -> None:
+        self._hashes = {path.name: _sha256(path) for path in folder.iterdir()}
+
+    def put(self, path: Path, key: str) -> None:
+        _sha256(path)
+        super().put(path, key)
+
+    def get(self, key: str, path: Path) -> None:
+        super().get(key, path)
+        if _sha256(path) != self._hashes[path.name]:
+            raise ValueError(key)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    from artifactsync.transfer.hashing import hash_file
+
+    return hash_file(path).sha256
+
+
 PEERS: dict[str, Any] = {
     "artifactsync": Artifactsync,
     "artifactsync gs": ArtifactsyncGcs,
@@ -218,6 +242,7 @@ PEERS: dict[str, Any] = {
     "boto3 + CRT": Crt,
     "s3fs": S3fs,
     "opendal": Opendal,
+    "opendal, sha256 as well": OpendalHashed,
     "google-cloud-storage": GoogleCloudStorage,
     "gcsfs": Gcsfs,
 }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MIB = 2**20
 CASES = {"1 GiB": (1, 1024 * _MIB), "64 x 16 MiB": (64, 16 * _MIB), "2,000 x 8 KiB": (2000, 8192)}
 GCS_CASES = {"256 MiB": (1, 256 * _MIB), "16 x 16 MiB": (16, 16 * _MIB), "500 x 8 KiB": (500, 8192)}
-S3 = ("artifactsync", "s5cmd", "rclone", "boto3", "boto3 + CRT", "s3fs", "opendal")
+S3 = ("artifactsync", "s5cmd", "rclone", "boto3", "boto3 + CRT", "s3fs", "opendal", "opendal, sha256 as well")
 GCS = ("artifactsync gs", "google-cloud-storage", "gcsfs")
 ROUNDS = int(os.environ.get("ARTIFACTSYNC_BENCH_ROUNDS", "5"))
 _FEW_ROUNDS = 3

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from artifactsync.errors import FileChangedError, UploadError
 from artifactsync.transfer.hashing import FileDigest
+from artifactsync.transfer.removal import let_go
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,7 +202,7 @@ class FileBeingWritten:
         """Close the descriptor, when nobody will send the file again. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            let_go(fd)
         if self._is_spare:
             self._is_spare = False
             _spare.append(None)

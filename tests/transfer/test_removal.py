@@ -2,26 +2,53 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from artifactsync.transfer.removal import remove_file
+from artifactsync.transfer.removal import let_go, remove_file
 
-_FDS = Path("/proc/self/fd")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _fds() -> set[str]:
+    return {fd.name for fd in Path("/proc/self/fd").iterdir()}
+
+
+def _soon(is_so: Callable[[], bool]) -> bool:
+    end_s = time.monotonic() + 20
+    while not is_so() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return is_so()
 
 
 @pytest.mark.parametrize("size_bytes", [0, 10, 9 * 2**20])
 def test_a_file_is_gone_at_once_and_its_room_soon(tmp_path: Path, size_bytes: int) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(size_bytes))
-    before = {fd.name for fd in _FDS.iterdir()}
+    before = _fds()
     remove_file(path)
     assert not path.exists()
-    for thread in threading.enumerate():
-        if thread.name == "artifactsync-remove":
-            thread.join(20)
-    assert {fd.name for fd in _FDS.iterdir()} <= before
+    assert _soon(lambda: _fds() <= before)
+
+
+def test_the_last_hold_on_a_removed_file_is_let_go_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    close = os.close
+    monkeypatch.setattr(os, "close", lambda fd: (threads.append(threading.get_ident()), close(fd)))
+    for size_bytes, is_removed, is_behind in ((9 * 2**20, True, True), (10, True, False), (9 * 2**20, False, False)):
+        path = tmp_path / "f"
+        path.write_bytes(bytes(size_bytes))
+        fd = os.open(path, os.O_RDONLY)
+        if is_removed:
+            path.unlink()
+        threads.clear()
+        let_go(fd)
+        assert _soon(lambda: len(threads) == 1)
+        assert (threads[0] != threading.get_ident()) == is_behind
 
 
 def test_what_cannot_be_removed_is_left(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from artifactsync.journal.log import JournalLog, Slot
 from artifactsync.journal.record import GREATEST, Kind
 from artifactsync.journal.writer import WriterIdentity
 from artifactsync.naming import validate_run_name
+from artifactsync.stores.ahead import can_begin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from artifactsync.stores.protocol import Store
 
 _THREADS = 32  # they wait for answers: 0.2 ms of a core for each, 30 ms of time on a real network
-_NEAR = 2.0  # times its work: who lists so quickly waited for nobody, and threads would be in each other's way
+_NEAR = (
+    2.0  # times its work: who lists so quickly waited for nobody, and threads would be in each other's way. Not where
+)
+# a service answers over a line: there the libraries' own work may hide the wait.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ def list_runs(store: Store) -> list[RunSummary]:
     """List the runs under a store's root, the newest commit first; runs without a commit last, by name."""
     began_s, cpu_s = time.perf_counter(), time.thread_time()
     names = run_names(store)
-    is_near = time.perf_counter() - began_s < _NEAR * (time.thread_time() - cpu_s)
+    is_near = not can_begin(store) and time.perf_counter() - began_s < _NEAR * (time.thread_time() - cpu_s)
     summaries = [each for each in summarise_runs(store, names, at_a_time=1 if is_near else _THREADS) if each]
     return sorted(summaries, key=lambda summary: summary.last_commit_at or "", reverse=True)
 

@@ -65,7 +65,7 @@ def _read_short(line: socket.socket, method: str, data: bytes) -> HttpAnswer | b
     version, _, rest = status_line.partition(" ")
     headers = _Headers((name.lower(), value.strip()) for name, _, value in (each.partition(":") for each in fields))
     length = headers.get("content-length", "")
-    is_usual = version == "HTTP/1.1" and rest[:1] == "2" and len(headers) == len(fields)
+    is_usual = version == "HTTP/1.1" and rest[:1] == "2" and rest[:3].isdigit() and len(headers) == len(fields)
     is_usual = is_usual and not {"transfer-encoding", "connection"} & headers.keys()
     if not is_usual or (method != "HEAD" and not (length.isascii() and length.isdigit())):
         return data

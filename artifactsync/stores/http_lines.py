@@ -19,6 +19,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _TOGETHER_BYTES = 256 * 1024  # head and body up to this length go to the kernel in one call
 _SLOW_S = 0.001  # with more requests under way less would be waited for an answer that takes longer than this
+_IDLE_S = 30.0  # a connection that was not used for longer may be forgotten by a firewall, without a word
 _PATIENCE_S = 1.0  # an answer that has not begun by then does not keep its reader from reading others
 _FEW = 4  # so many keep a server busy whose answers are quick
 _CONNECTING = 8  # connections made behind at a time
@@ -83,8 +85,8 @@ class HttpLines:
         self._tls: ssl.SSLContext | None = None
         self._connect_timeout_s = connect_timeout_s
         self._lock = threading.Lock()
-        self._idle: deque[socket.socket] = deque(maxlen=keep)
-        self._new: deque[socket.socket] = deque()  # made behind, and never used
+        self._idle: deque[tuple[socket.socket, float]] = deque(maxlen=keep)  # and since when
+        self._new: deque[tuple[socket.socket, float]] = deque()  # made behind, and never used
         self._keep = keep
         self._open = self._connecting = 0
         self._is_short = self._is_closed = False
@@ -150,13 +152,16 @@ class HttpLines:
         Raises:
             NotYetError: there are none so far, and it is not ``end_s`` yet.
         """
+        left_s = end_s - time.monotonic()
         try:
+            if left_s < _PATIENCE_S:  # or each of many that hang would take a second more than its time
+                line.settimeout(max(left_s, 0.001))
             return line.recv(READ_BYTES)
         except BaseException as error:
             if isinstance(error, TimeoutError) and time.monotonic() < end_s:
                 self.widen(is_slow=True)
                 raise NotYetError from None
-            self._drop(line)
+            self._drop(line, is_abrupt=True)
             self._tell(error)
             raise
 
@@ -165,7 +170,7 @@ class HttpLines:
         try:
             answer, is_whole = read_answer(line, method, begun)
         except BaseException as error:
-            self._drop(line)
+            self._drop(line, is_abrupt=True)
             self._tell(error)
             raise
         if was_sent and is_whole:
@@ -231,7 +236,7 @@ class HttpLines:
     def _connect_behind(self) -> None:
         try:
             with contextlib.suppress(Exception):  # whoever needs a connection will see
-                self._new.append(self._connect())
+                self._new.append((self._connect(), time.monotonic()))
         finally:
             with self._lock:
                 self._connecting -= 1
@@ -270,17 +275,16 @@ class HttpLines:
 
     def _take(self) -> socket.socket | None:
         """A free connection on which nothing has come; the one that was used last first."""
-        while (line := self._pop(self._idle)) is not None:
-            if not _has_something(line):
-                return line
-            self._drop(line)
-        while (line := self._pop(self._new)) is not None:
-            if self._is_tls or not _has_something(line):  # of TLS it may be a ticket
-                return line
-            self._drop(line)
+        for lines in (self._idle, self._new):
+            while (found := self._pop(lines)) is not None:
+                line, since_s = found
+                is_fresh = time.monotonic() - since_s < _IDLE_S
+                if is_fresh and (_is_silent(line) if lines is self._new else not _has_something(line)):
+                    return line
+                self._drop(line)
         return None
 
-    def _pop(self, lines: deque[socket.socket]) -> socket.socket | None:
+    def _pop(self, lines: deque[tuple[socket.socket, float]]) -> tuple[socket.socket, float] | None:
         if self._pid != os.getpid():  # what is here belongs to the parent, and closing the copies does not end them
             self._lock, self._pid = threading.Lock(), os.getpid()
             self._open = self._connecting = 0
@@ -293,11 +297,14 @@ class HttpLines:
 
     def _give(self, line: socket.socket) -> None:
         if len(self._idle) < self._keep:
-            self._idle.append(line)
+            self._idle.append((line, time.monotonic()))
         else:
             self._drop(line)
 
-    def _drop(self, line: socket.socket) -> None:
+    def _drop(self, line: socket.socket, *, is_abrupt: bool = False) -> None:
+        if is_abrupt:  # what was not sent yet of a request that is given up must not arrive after a later one
+            with contextlib.suppress(OSError):
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         line.close()
         with self._lock:
             self._open -= 1
@@ -316,6 +323,7 @@ class SentRequest:
 
     def __init__(self, lines: HttpLines, line: socket.socket, method: str, timeout_s: float, *, was_sent: bool) -> None:
         self._lines, self._line, self._method, self._was_sent = lines, line, method, was_sent
+        self._timeout_s = timeout_s
         self._end_s = time.monotonic() + timeout_s
 
     def answer(self) -> HttpAnswer:
@@ -328,6 +336,8 @@ class SentRequest:
         began_s = time.monotonic()
         begun = self._lines.hear(self._line, self._end_s)
         is_slow = time.monotonic() - began_s > _SLOW_S
+        if self._method == "GET":  # other answers come in one piece
+            self._line.settimeout(self._timeout_s)
         answer = self._lines.read(self._line, self._method, was_sent=self._was_sent, begun=begun)
         self._lines.widen(is_slow=is_slow)
         return answer
@@ -399,10 +409,24 @@ def _host_field(url: str) -> str:
     return shown if place.port in (None, usual) else f"{shown}:{place.port}"
 
 
-def _close_all(lines: deque[socket.socket]) -> None:
+def _is_silent(line: socket.socket) -> bool:
+    """Whether the server has said nothing on a connection that was never used, but for tickets of TLS."""
+    if not isinstance(line, ssl.SSLSocket):
+        return not _has_something(line)
+    line.settimeout(0)
+    try:
+        line.recv(1)
+    except ssl.SSLWantReadError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _close_all(lines: deque[tuple[socket.socket, float]]) -> None:
     while lines:
         with contextlib.suppress(IndexError):
-            lines.pop().close()
+            lines.pop()[0].close()
 
 
 def _has_something(line: socket.socket) -> bool:

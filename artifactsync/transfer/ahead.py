@@ -45,7 +45,8 @@ def work_ahead(items: Iterable[_Item | None], begin: Callable[[_Item, bool], Cal
                 under_way.end_one()
                 continue
             while under_way.timely >= most:
-                under_way.end_one()
+                if not under_way.end_one():  # a line on which so many are too many
+                    most, count = max(1, most // 2), 0
             while (end := begin(item, not under_way.timely)) is None:
                 most, count = under_way.timely, 0  # or each of the next ones would be tried in vain
                 under_way.end_one()
@@ -78,8 +79,8 @@ class _UnderWay:
         """Take one that was begun."""
         self._waiting.append(end)
 
-    def end_one(self) -> None:
-        """End one, or find that it is late."""
+    def end_one(self) -> bool:
+        """End one; False if it is late."""
         is_time = bool(self._late) and time.monotonic() - self._looked_at_s > _LATE_S
         line = self._late if is_time or not self._waiting else self._waiting
         end = line.popleft()
@@ -88,3 +89,5 @@ class _UnderWay:
         except NotYetError:
             self._late.append(end)
             self._looked_at_s = time.monotonic()
+            return False
+        return True

@@ -155,17 +155,14 @@ class Delivery:
         """Begin a quick upload; where something is the matter with it, it is tried in the usual way."""
         upload = quick.upload
         try:
+            self._check_abort(upload)
             if quick.digest is None:
-                self._check_abort(upload)
                 upload.check()
                 quick.read(partial(self._on_read, upload))
             info = quick.begin(self._remote.store())
         except BaseException as error:  # noqa: BLE001 - the usual way says what it is, and settles the upload
             release_frames(error)
-            with self._backlog.held():
-                upload.is_quick = False
-                self._backlog.schedule.postpone(upload, self._clock.monotonic())
-                self._backlog.tell_all()
+            self._hand_back(upload)
             return _nothing
         if info is not None:
             return partial(self._end, quick, info)
@@ -186,13 +183,19 @@ class Delivery:
             release_frames(error)
             upload.is_quick = False
             self._failed(upload, error, is_first=True)
-        except BaseException as error:  # noqa: BLE001 - as in run
-            self._count_try(upload)
+        except BaseException as error:  # noqa: BLE001 - as in _begin
             release_frames(error)
-            self._failed(upload, self._given_up(upload, error))
+            self._hand_back(upload)
         else:
             self._count_try(upload)
             self._sent(upload, sent)
+
+    def _hand_back(self, upload: Upload) -> None:
+        """Let the upload be tried in the usual way, by whichever worker."""
+        with self._backlog.held():
+            upload.is_quick = False
+            self._backlog.schedule.postpone(upload, self._clock.monotonic())
+            self._backlog.tell_all()
 
     def _sent(self, upload: Upload, outcome: UploadedFile) -> None:
         with self._backlog.held():

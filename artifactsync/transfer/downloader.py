@@ -236,13 +236,17 @@ class Downloader:
                 order.stop()
                 raise
 
+        is_damaged = False
         try:
             self._run_all(fetch, missing, order, count)
         except DamagedError:
+            is_damaged = True
             self.progress(-sum(arrived))
             raise
         finally:
             order.close()
+            if is_damaged:
+                partial.forget_held()  # with its descriptor
         partial.forget_held()  # a next round, should the whole be wrong, trusts nothing of this one
         return order.digest()
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from artifactsync.errors import ArtifactSyncError
-from artifactsync.stores.ahead import AHEAD_BYTES, begin_get, can_begin
+from artifactsync.stores.ahead import AHEAD_BYTES, NotYetError, begin_get, can_begin
 from artifactsync.stores.retry import RetryPolicy
 from artifactsync.transfer.ahead import work_ahead
 from artifactsync.transfer.asking import Wanted
@@ -130,8 +130,13 @@ class QuickPull:
     def _end(self, item: PullItem, answer: Callable[[], bytes]) -> None:
         try:
             data = answer()
+        except NotYetError:
+            raise
         except ArtifactSyncError as error:
             self._leave(item, error)
+            return
+        except Exception:  # noqa: BLE001 - the usual way says what it is
+            self._leave(item, None)
             return
         if len(data) != item.size_bytes or item.sha256 not in (None, hashlib.sha256(data).hexdigest()):
             self._leave(item, None)

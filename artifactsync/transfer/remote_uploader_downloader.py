@@ -56,7 +56,7 @@ class RemoteUploaderDownloader:
             ``RUN_NAME`` or a generated one when it is first needed.
         file_path_format_string: Template of a key, with ``{remote_file_name}`` once.
         storage_options: As for fsspec's file system of the remote's scheme.
-        max_concurrency: Files uploaded at a time.
+        max_concurrency: Files uploaded at a time; if more than one, small ones (64 KiB) may be up to 64 at a time.
         bandwidth_limit: Bytes per second of all uploads together; None is no limit.
         max_pending_files: When so many uploads wait, a new one fails at once instead of blocking the training.
         patience: How long failing uploads are tried again; hours unless given.

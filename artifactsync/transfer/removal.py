@@ -33,13 +33,17 @@ def remove_file(path: Path) -> None:
             path.unlink(missing_ok=True)
     finally:
         if fd >= 0:
-            let_go(fd)
+            with contextlib.suppress(OSError):
+                let_go(fd)
 
 
 def let_go(fd: int) -> None:
     """Close a descriptor: behind, if it may be the last hold on a large file that was removed."""
-    now = os.fstat(fd)
-    if not now.st_nlink and now.st_size >= _LARGE_BYTES:
+    is_last = False
+    with contextlib.suppress(OSError):  # of a network file system that has lost it
+        now = os.fstat(fd)
+        is_last = not now.st_nlink and now.st_size >= _LARGE_BYTES
+    if is_last:
         # Not ``threading``: this may run wherever objects are collected, and that module has locks of its own.
         with contextlib.suppress(RuntimeError):  # the interpreter is ending and starts no more threads
             _thread.start_new_thread(_close, (fd,))
@@ -48,5 +52,7 @@ def let_go(fd: int) -> None:
 
 
 def _close(fd: int) -> None:
-    allow_cores([threading.get_native_id()], but=training_core())
-    os.close(fd)
+    try:
+        allow_cores([threading.get_native_id()], but=training_core())
+    finally:
+        os.close(fd)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
+import ipaddress
 import os
 import socket
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -16,12 +19,18 @@ from botocore.exceptions import (
     HTTPClientError,
     ReadTimeoutError,
 )
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
+from artifactsync.stores.ahead import NotYetError
 from artifactsync.stores.http_lines import HttpLines, ProxyLines, SentRequest
 from artifactsync.stores.s3_wire import botocore_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from typing_extensions import Self
 
@@ -48,7 +57,7 @@ class Server:
             except OSError:
                 return
             self.connections += 1
-            with line:
+            with line, contextlib.suppress(ConnectionResetError):  # of who waits no longer
                 while self._words and (request := self._request(line)):
                     self.requests.append(request)
                     word = self._words.pop(0)
@@ -202,7 +211,7 @@ class Slow:
     """Answers on every connection, each time after a while."""
 
     def __init__(self, pause_s: float = 0.01) -> None:
-        self._pause_s = pause_s
+        self.pause_s = pause_s
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.lines = HttpLines(
             f"http://127.0.0.1:{self._listener.getsockname()[1]}",
@@ -227,7 +236,7 @@ class Slow:
     def _serve(self, line: socket.socket) -> None:
         with line, contextlib.suppress(OSError):
             while line.recv(65536):
-                time.sleep(self._pause_s)
+                time.sleep(self.pause_s)
                 line.sendall(OK)
         with self._lock:
             self.open -= 1
@@ -303,3 +312,80 @@ def test_a_forked_child_uses_no_connection_of_its_parent() -> None:
             os._exit(0 if is_well else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert server.lines.has_free()
+
+
+def test_hanging_answers_are_over_at_their_time_all_together() -> None:
+    with Slow(pause_s=0.01) as server:
+        server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5)
+        for sent in _hold(server.lines, 4):
+            sent.answer()
+        server.pause_s = 60
+        began_s = time.monotonic()
+        begun = [server.lines.begin("GET", "/a", {"Host": server.lines.host}, b"", 1.2) for _ in range(4)]
+        for sent in begun:
+            assert sent is not None
+            try:
+                sent.answer()
+            except NotYetError:
+                begun.append(sent)  # it is looked at again, behind the others
+            except ReadTimeoutError:
+                pass
+        assert time.monotonic() - began_s < 2.5  # of four, a second each
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used(
+    serve: Callable[..., tuple[Server, HttpLines]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("artifactsync.stores.http_lines._IDLE_S", 0.0)
+    _, lines = serve(OK, OK)
+    lines.send("GET", "/a", {"Host": lines.host}, b"", 5)
+    assert lines.begin("GET", "/a", {"Host": lines.host}, b"", 5) is None
+    assert lines._open == 0
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = dt.datetime.now(dt.timezone.utc)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    ca_file, key_file = folder / "ca.pem", folder / "key.pem"
+    pem = serialization.Encoding.PEM
+    ca_file.write_bytes(made.public_bytes(pem))
+    how = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key_file.write_bytes(key.private_bytes(pem, *how))
+    return ca_file, key_file
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_a_new_connection_of_tls_is_looked_at_before_its_first_use(tmp_path: Path, is_ended: bool) -> None:
+    ca_file, key_file = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca_file, key_file)
+    lines = HttpLines("https://127.0.0.1:1", words=botocore_words(), ca_file=str(ca_file), connect_timeout_s=5, keep=4)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        lines._port = listener.getsockname()[1]
+        served: list[ssl.SSLSocket] = []
+
+        def serve() -> None:
+            served.append(context.wrap_socket(listener.accept()[0], server_side=True))
+
+        answering = threading.Thread(target=serve)
+        answering.start()
+        lines._connect_behind()
+        answering.join()
+        if is_ended:
+            served[0].close()
+            time.sleep(0.05)
+        line = lines._take()
+        assert (line is None) == is_ended
+        if line is not None:
+            line.close()
+        served[0].close()
+    lines.close()

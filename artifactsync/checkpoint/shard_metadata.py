@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 NAME = ".metadata"
 """Name of the file in a sharded checkpoint's folder."""
 
+
+def _member(owner: object, name: object) -> Any:
+    """How Python 3.11.0 to 3.11.3 pickle a member of an enumeration; nothing else's attribute is had.
+
+    Seen with Debian 12's 3.11.2.
+    """
+    if owner is not metadata._MEM_FORMAT_ENCODING:  # noqa: SLF001  (torch's own format)
+        raise pickle.UnpicklingError("an attribute does not belong there")
+    return metadata._MEM_FORMAT_ENCODING[str(name)]  # noqa: SLF001
+
+
 _CLASSES: dict[tuple[str, str], Any] = {
     **{
         (metadata.__name__, name): getattr(metadata, name)
@@ -45,6 +56,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
     ("pathlib", "PosixPath"): PurePosixPath,
     ("pathlib._local", "PosixPath"): PurePosixPath,
     ("collections", "OrderedDict"): dict,
+    ("builtins", "getattr"): _member,
 }
 
 

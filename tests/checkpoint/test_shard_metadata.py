@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch.distributed.checkpoint import metadata as of_dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -17,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from artifactsync.checkpoint.shard_metadata import read_metadata
+from artifactsync.checkpoint.shard_metadata import _Reader, read_metadata
 from artifactsync.errors import DamagedError
 
 if TYPE_CHECKING:
@@ -97,3 +99,24 @@ def test_half_of_it_is_damage(tmp_path):
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DamagedError):
         read_metadata(file, {"__0_0.distcp": 16})
+
+
+class _OfPython3112:
+    """Pickled as Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+
+    def __init__(self, owner, name):
+        self._what = owner, name
+
+    def __reduce__(self):
+        return getattr, self._what
+
+
+def test_enumerations_of_an_older_python_are_read_and_no_other_attributes():
+    def load(what):
+        return _Reader(io.BytesIO(pickle.dumps(what))).load()
+
+    encoding = of_dcp._MEM_FORMAT_ENCODING
+    assert load(_OfPython3112(encoding, "TORCH_CHANNELS_LAST")) is encoding.TORCH_CHANNELS_LAST
+    for owner, name in ((of_dcp.Metadata, "__init__"), (encoding, "__class__"), (encoding, "mro")):
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            load(_OfPython3112(owner, name))

@@ -1,8 +1,8 @@
 """Kept-alive HTTP/1.1 connections to one server, with as little between a request and the socket as can be.
 
-Owns: connecting, TLS, one request and its answer, and which connections are kept; behind a proxy by botocore's session.
-Does not own: what an answer means (``s3_wire``, ``gcs_ahead``), in which words it is told that there is none, how many
-requests one thread has under way (``transfer.ahead``).
+Owns: connecting, TLS, one request and its answer, and which connections are kept. Does not own: proxies
+(``proxy_lines``), what an answer means (``s3_wire``, ``gcs_ahead``), in which words it is told that there is none, how
+many requests one thread has under way (``transfer.ahead``).
 
 Why not urllib3: of the 0.2 ms of a core that a small request took, it took two thirds (docs/design/005-retry-after.md),
 with the interpreter lock held, and training waits for that.
@@ -25,7 +25,7 @@ import time
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from artifactsync.stores.ahead import NotYetError
@@ -78,7 +78,7 @@ class HttpLines:
         self._url = url
         self._host = place.hostname or ""
         self._port = place.port or _DEFAULT_PORTS[place.scheme]
-        self.host = _host_field(url)
+        self.host = host_field(url)
         """For the header ``Host``."""
         self._is_tls = place.scheme == "https"
         self._ca_file = ca_file
@@ -178,6 +178,10 @@ class HttpLines:
         else:
             self._drop(line)
         return answer
+
+    def abandon(self, line: socket.socket) -> None:
+        """End a connection whose answer nobody wants. For ``SentRequest``."""
+        self._drop(line, is_abrupt=True)
 
     def widen(self, *, is_slow: bool) -> None:
         """Connect behind if one was missing: as many again as there are, within the bounds. For ``SentRequest``."""
@@ -324,7 +328,12 @@ class SentRequest:
     def __init__(self, lines: HttpLines, line: socket.socket, method: str, timeout_s: float, *, was_sent: bool) -> None:
         self._lines, self._line, self._method, self._was_sent = lines, line, method, was_sent
         self._timeout_s = timeout_s
+        self._is_read = False
         self._end_s = time.monotonic() + timeout_s
+
+    def __del__(self) -> None:
+        if not self._is_read:
+            self._lines.abandon(self._line)
 
     def answer(self) -> HttpAnswer:
         """Wait for the answer and read it; not again after that.
@@ -334,7 +343,14 @@ class SentRequest:
             Exception: as ``HttpLines.send``.
         """
         began_s = time.monotonic()
-        begun = self._lines.hear(self._line, self._end_s)
+        try:
+            begun = self._lines.hear(self._line, self._end_s)
+        except NotYetError:
+            raise
+        except BaseException:
+            self._is_read = True
+            raise
+        self._is_read = True
         is_slow = time.monotonic() - began_s > _SLOW_S
         if self._method == "GET":  # other answers come in one piece
             self._line.settimeout(self._timeout_s)
@@ -343,66 +359,8 @@ class SentRequest:
         return answer
 
 
-class ProxyLines:
-    """The same through the proxies of the environment, by botocore's session. Thread-safe.
-
-    Args:
-        url: Scheme and host of the server.
-        proxies: By scheme.
-        ca_file: As above.
-        connect_timeout_s: As above.
-        keep: As above.
-    """
-
-    def __init__(
-        self, url: str, *, proxies: Mapping[str, str], ca_file: str, connect_timeout_s: float, keep: int
-    ) -> None:
-        self._url = url
-        self.host = _host_field(url)
-        """For the header ``Host``."""
-        self._how = {"verify": ca_file, "proxies": dict(proxies), "max_pool_connections": keep}
-        self._connect_timeout_s = connect_timeout_s
-        self._lock = threading.Lock()
-        self._sessions: dict[tuple[int, float], Any] = {}  # by process and patience
-
-    def send(self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
-        """See ``HttpLines.send``."""
-        from botocore.awsrequest import AWSPreparedRequest, HeadersDict  # noqa: PLC0415 - for the few behind a proxy
-
-        fields = HeadersDict({**headers, "Content-Length": str(len(body))})
-        request = AWSPreparedRequest(method, self._url + target, fields, body, stream_output=False)
-        answer = self._session(timeout_s).send(request)
-        return HttpAnswer(answer.status_code, answer.headers, bytes(answer.content))
-
-    def has_free(self) -> bool:
-        """False: the session waits for each answer."""
-        return False
-
-    def begin(self, *_: object) -> None:
-        """See ``HttpLines.begin``: None is free."""
-
-    def close(self) -> None:
-        """Close the connections."""
-        with self._lock:
-            for session in self._sessions.values():
-                session.close()
-            self._sessions = {}
-
-    def _session(self, timeout_s: float) -> Any:
-        from botocore.httpsession import URLLib3Session  # noqa: PLC0415
-
-        key = (os.getpid(), timeout_s)
-        with self._lock:
-            if key not in self._sessions:
-                self._sessions[key] = URLLib3Session(
-                    timeout=(self._connect_timeout_s, timeout_s),
-                    socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-                    **self._how,
-                )
-            return self._sessions[key]
-
-
-def _host_field(url: str) -> str:
+def host_field(url: str) -> str:
+    """The header ``Host`` for requests to the server of ``url``; without the port that is usual."""
     place = urlsplit(url)
     host, usual = place.hostname or "", _DEFAULT_PORTS[place.scheme]
     shown = f"[{host}]" if ":" in host else host

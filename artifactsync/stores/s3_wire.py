@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from artifactsync.errors import ArtifactSyncError
     from artifactsync.stores.credentials import S3Settings, SessionCredentials
     from artifactsync.stores.http_answer import HttpAnswer
-    from artifactsync.stores.http_lines import HttpLines, ProxyLines, Words
+    from artifactsync.stores.http_lines import HttpLines, Words
+    from artifactsync.stores.proxy_lines import ProxyLines
 
 _LONG_TIMEOUT_S = 900  # for one body: 8 MiB at 10 kB/s
 _CONNECTIONS = 64  # kept; more threads than that open their own
@@ -208,7 +209,8 @@ class S3Wire:
         from botocore.httpsession import get_cert_path  # noqa: PLC0415 loads the cloud library
         from botocore.utils import get_environ_proxies  # noqa: PLC0415
 
-        from artifactsync.stores.http_lines import HttpLines, ProxyLines  # noqa: PLC0415
+        from artifactsync.stores.http_lines import HttpLines  # noqa: PLC0415
+        from artifactsync.stores.proxy_lines import ProxyLines  # noqa: PLC0415
 
         with self._lock:
             if self._lines is None:

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from artifactsync.stores.ahead import NotYetError
-from artifactsync.stores.http_lines import HttpLines, ProxyLines, SentRequest
+from artifactsync.stores.http_lines import HttpLines, SentRequest
+from artifactsync.stores.proxy_lines import ProxyLines
 from artifactsync.stores.s3_wire import botocore_words
 
 if TYPE_CHECKING:
@@ -389,3 +390,14 @@ def test_a_new_connection_of_tls_is_looked_at_before_its_first_use(tmp_path: Pat
             line.close()
         served[0].close()
     lines.close()
+
+
+def test_a_request_that_is_dropped_unread_ends_its_connection() -> None:
+    with Slow() as server:
+        server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5)
+        sent = server.lines.begin("GET", "/a", {"Host": server.lines.host}, b"", 5)
+        assert sent is not None
+        assert server.lines._open == 1
+        del sent
+        assert server.lines._open == 0
+        assert server.lines.send("GET", "/a", {"Host": server.lines.host}, b"", 5).content == b"hi"

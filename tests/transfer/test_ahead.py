@@ -12,7 +12,7 @@ import pytest
 
 from artifactsync.errors import DestinationError, MissingBytesError, PermissionDeniedError, TransientStoreError
 from artifactsync.stores import RetryPolicy, open_store
-from artifactsync.stores.ahead import AHEAD_BYTES, begin_get, begin_put, can_begin
+from artifactsync.stores.ahead import AHEAD_BYTES, NotYetError, begin_get, begin_put, can_begin
 from artifactsync.testing import Fault, FaultyStore
 from artifactsync.transfer.ahead import MOST, work_ahead
 from artifactsync.transfer.pull import PullItem, pull_files
@@ -97,6 +97,29 @@ def test_more_lanes_are_found_soon():
 
     work_ahead(items(), line.begin)
     assert line.most == 40
+
+
+def test_fewer_are_under_way_where_answers_are_late():
+    line, late, under_way = Line(1000), set(), []
+
+    def begin(item, is_alone):
+        if len(late) == 3:
+            under_way.append(line.under_way)
+        end = line.begin(item, is_alone)
+
+        def end_late():
+            if item < 3 and item not in late:
+                late.add(item)
+                raise NotYetError
+            end()
+
+        return end_late
+
+    work_ahead(iter(range(300)), begin)
+    assert sorted(line.ended) == list(range(300))
+    assert late == {0, 1, 2}
+    assert under_way[0] <= MOST // 8 + 3  # halved three times, and the late ones beside
+    assert line.ended[0] == 3  # the late ones do not hold the others up
 
 
 @pytest.fixture(params=["s3", "gcs"])

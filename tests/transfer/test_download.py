@@ -568,3 +568,29 @@ def test_a_second_download_beside_another_leaves_nothing_that_nobody_would_find(
         for partial in (first, second):
             partial.discard()
             partial.close()
+
+
+def test_a_wrong_first_round_leaves_no_descriptor_and_no_record(tmp_path):
+    store = open_store(f"{tmp_path}/remote")
+    data = os.urandom(3 * 1000)
+    store.put("k", data)
+
+    class Longer(FaultyStore):
+        was_longer = False
+
+        def get(self, key, *, start=0, end=None):
+            found = super().get(key, start=start, end=end)
+            if end == len(data) + 1 and not self.was_longer:
+                self.was_longer = True
+                return found + b"x"
+            return found
+
+    before = {fd.name for fd in Path("/proc/self/fd").iterdir()}
+    (tmp_path / "here").mkdir()
+    faulty = Longer(store)
+    sha256 = hashlib.sha256(data).hexdigest()
+    download_file(faulty, "k", tmp_path / "here/f", size_bytes=len(data), sha256=sha256, part_bytes=1000)
+    assert faulty.was_longer
+    assert {fd.name for fd in Path("/proc/self/fd").iterdir()} <= before
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["f"]
+    assert (tmp_path / "here/f").read_bytes() == data

@@ -117,6 +117,12 @@ def _local_path(text: str, rest: str) -> str:
     if "\0" in rest:
         raise ConfigurationError("the remote's path has a NUL character", hint="remove it", url=text)
     if rest == text:
+        first, colon, after = text.partition(":")
+        if colon and first.lower() in _S3 | _GCS | _AZURE | {"file", "memory"}:  # a slash is missing
+            raise ConfigurationError(
+                f"{redact(text)} is no URL: {first}: wants two slashes",
+                hint=f"write {first}://{redact(after.lstrip('/'))}, or ./{redact(text)} for a folder of that name",
+            )
         return rest
     host, slash, path = rest.partition("/")
     shown = rest.rpartition("@")[2]

@@ -45,6 +45,8 @@ def test_memory_is_one_place_for_each_name():
         ("", "empty"),
         ("file://", "empty"),
         ("file://tmp/x", "names the host 'tmp'"),
+        ("s3:/bucket/prefix", "wants two slashes"),
+        ("gs:bucket", "wants two slashes"),
         ("s3://", "names no bucket"),
         ("s3:///prefix", "names no bucket"),
         ("az://", "names no bucket"),
